@@ -1,0 +1,129 @@
+"""`cutline annotate`: fill a layer with what it lacks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cutline.cli.common import DONE_IN_PART, INTERRUPTED, DatasetPath, Options, counted, print_json, say
+
+
+def run(
+    dataset: DatasetPath,
+    annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="`cutline plugins` lists them.")],
+    preset: Annotated[Path | None, typer.Argument(metavar="[PRESET]", help="A TOML file of its options.")] = None,
+    options: Options = None,
+    layer: Annotated[str, typer.Option("--as", metavar="LAYER", help="Write to this layer instead of its usual one.")] = "",
+    where: Annotated[str, typer.Option(metavar="SQL", help="Only pictures that meet this condition.")] = "",
+    retry: Annotated[str, typer.Option(metavar="errors|rejected", help="Do these again too.")] = "",
+    limit: Annotated[int | None, typer.Option(min=0, help="At most this many pictures.")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only shard I (from 0) of N.")] = "",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per device or core by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; show the first request.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One line of JSON per event.")] = False,
+) -> None:
+    """Ask an annotator about every picture that its layer lacks. Stop it, kill it, start it again: it goes on."""
+    import tomllib
+
+    from cutline import options as settings
+    from cutline import registry
+    from cutline.dataset import Dataset
+    from cutline.engine.here import annotate
+    from cutline.engine.selection import Selection, Shard
+
+    plugin = registry.load("annotators", annotator)
+    values: dict[str, Any] = {}
+    if preset is not None:
+        try:
+            values = tomllib.loads(preset.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise settings.OptionError(f"preset {preset} cannot be read: {error}") from None
+    made = settings.fill(plugin, {**values, **settings.parse(options or [])})
+    opened = Dataset(dataset)
+    selection = Selection(
+        opened, made, layer or plugin.writes, where, retry, limit, Shard.parse(shard) if shard else None
+    )
+    if dry_run:
+        found = {"layer": selection.layer, "todo": selection.count(), "first": selection.first_request()}
+        if log_json:
+            print_json({"event": "dry_run", **found})
+            return
+        print(f"{found['todo']:,} pictures to do in {selection.layer}")
+        if found["first"]:
+            import json
+
+            print(json.dumps(found["first"], indent=2, ensure_ascii=False))
+        return
+    with _events(log_json) as events:
+        report = annotate(selection, workers=workers, events=events)
+    unreadable = opened.sql("select count(*) from pictures where error is not null and error <> 'vanished'").fetchall()[0][0]
+    again = f"cutline annotate {dataset} {annotator} …"
+    if not log_json:
+        counts = {"good": report.good, "repaired": report.repaired, "rejected": report.rejected, "failed": report.failed}
+        print(f"{selection.layer}: {counted(counts) or 'nothing to do'} in {report.seconds:.1f} s")
+    if report.interrupted:
+        say(f"interrupted; {report.done:,} of {report.todo:,} are done and kept. To go on, give the same command again.")
+        raise typer.Exit(INTERRUPTED)
+    if report.failed:
+        say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
+    if unreadable:
+        say(f"{unreadable:,} pictures of the dataset cannot be read and were left out. Which: cutline status {dataset}")
+    if report.failed or unreadable:
+        raise typer.Exit(DONE_IN_PART)
+
+
+class _events:
+    """How a run is shown: JSON lines, a progress bar on a terminal, or nothing in a pipe."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.bar: Any = None
+
+    def __enter__(self) -> Any:
+        if self.as_json:
+            return print_json
+        if not sys.stderr.isatty():
+            return self._warn
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[counts]}"),
+            console=Console(stderr=True),
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("loading", total=None, rate="", counts="")
+        return self._show
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _warn(self, event: dict[str, Any]) -> None:
+        if event["event"] == "worker_died":
+            say(f"a worker died ({event['how']}) with {event['in_hand']} pictures in hand; they are tried again")
+
+    def _show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            self.bar.update(self.task, total=event["todo"])
+        elif event["event"] in ("progress", "end"):
+            counts = {name: event[name] for name in ("good", "repaired", "rejected", "failed")}
+            self.bar.update(
+                self.task,
+                description="captioning" if event["event"] == "progress" else "done",
+                completed=event["done"],
+                rate=f"{event['per_second']:.1f}/s",
+                counts=counted(counts),
+            )
+        elif event["event"] == "stopping":
+            self.bar.console.print("finishing the batch in hand; Ctrl-C again stops at once")
+        else:
+            self._warn(event)

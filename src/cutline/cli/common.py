@@ -1,0 +1,36 @@
+"""What several verbs take and print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DONE_IN_PART = 3
+INTERRUPTED = 130
+
+DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--option", metavar="KEY=VALUE", help="A setting of the plug-in; `cutline plugins NAME` lists them."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`{"empty": 1, "truncated": 2}` as `1 empty, 2 truncated`."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def say(text: str) -> None:
+    """A line for people, beside the output."""
+    print(text, file=sys.stderr, flush=True)

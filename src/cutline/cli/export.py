@@ -1,0 +1,34 @@
+"""`cutline export`: what a trainer reads, written by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutline.cli.common import DatasetPath, Options, counted
+
+
+def run(
+    dataset: DatasetPath,
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="sidecar, kohya, metadata_jsonl; `cutline plugins`.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="A TOML file, or the name of one in .cutline/recipes.")
+    ] = "",
+    options: Options = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; show what would change.")] = False,
+) -> None:
+    """Write what a trainer reads. Without a recipe: the person's caption, else the only other layer's; the only tags."""
+    from cutline import options as settings
+    from cutline import registry
+    from cutline.dataset import Dataset
+    from cutline.exports.export import export, find_recipe
+
+    made = settings.fill(registry.load("exports", format), settings.parse(options or []))
+    opened = Dataset(dataset)
+    manifest = export(opened, made, out, recipe=find_recipe(opened, recipe), dry_run=dry_run)
+    for line in manifest.diff:
+        print(line)
+    print(f"{'would write ' if dry_run else ''}{manifest.out}: {counted(manifest.counts)}")

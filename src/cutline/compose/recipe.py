@@ -1,0 +1,288 @@
+"""A recipe: how the layers of a picture become the one text that a trainer is given.
+
+[captions]
+first_of = ["captions/human", "captions/blip"]   # the first that has a caption for the picture
+
+[tags]
+first_of = ["tags/danbooru"]
+order = ["character", "copyright", "artist", "general", "meta", "unsorted"]   # these categories, in this order
+separator = ", "
+underscores = "space"                            # or "keep"
+
+[text]
+order = ["tags", "caption"]                      # what is missing is left out, with its separator
+separator = ", "
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cutline import schemas, tags
+from cutline.options import CutlineError
+
+_TEXTS = pa.list_(pa.string())
+_PARTS = ("tags", "caption")
+_UNDERSCORES = ("keep", "space")
+
+
+class RecipeError(CutlineError):
+    """A recipe that says something which it cannot say."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How layers become one text. Made with `from_toml` or `parse`."""
+
+    captions: tuple[str, ...] = ()
+    """Layers; the first that has a caption for the picture gives it."""
+    tags: tuple[str, ...] = ()
+    """Layers; the first that has tags for the picture gives them."""
+    tag_order: tuple[str, ...] = schemas.TAG_CATEGORIES
+    tag_separator: str = ", "
+    underscores: str = "keep"
+    order: tuple[str, ...] = _PARTS
+    separator: str = ", "
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file. Raises RecipeError, naming the file and what is wrong in it."""
+        path = Path(path)
+        try:
+            return cls.parse(tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}") from None
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Recipe:
+        """Make a recipe of TOML's tables. Raises RecipeError for anything unknown, naming what is known."""
+        _known("the recipe", values, ("captions", "tags", "text"))
+        captions = _table(values, "captions", ("first_of",))
+        tag = _table(values, "tags", ("first_of", "order", "separator", "underscores"))
+        text = _table(values, "text", ("order", "separator"))
+        present = tuple(part for part, table in zip(_PARTS, ("tags", "captions"), strict=True) if table in values)
+        recipe = cls(
+            captions=_layers(captions, "captions"),
+            tags=_layers(tag, "tags"),
+            tag_order=_choices("[tags] order", tag.get("order", schemas.TAG_CATEGORIES), schemas.TAG_CATEGORIES),
+            tag_separator=_string("[tags] separator", tag.get("separator", ", ")),
+            underscores=_string("[tags] underscores", tag.get("underscores", "keep")),
+            order=_choices("[text] order", text.get("order", present or _PARTS), _PARTS),
+            separator=_string("[text] separator", text.get("separator", ", ")),
+        )
+        if not recipe.layers:
+            raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
+        if recipe.underscores not in _UNDERSCORES:
+            raise RecipeError(f"[tags] underscores is {' or '.join(_UNDERSCORES)}, not {recipe.underscores!r}")
+        for part in recipe.order:
+            if part not in present:
+                raise RecipeError(
+                    f"[text] order names {part}, and there is no [{'captions' if part == 'caption' else part}]"
+                )
+        return recipe
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it reads."""
+        return (*self.captions, *self.tags)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The recipe as the tables that `parse` reads back."""
+        tables: dict[str, dict[str, Any]] = {}
+        if self.captions:
+            tables["captions"] = {"first_of": list(self.captions)}
+        if self.tags:
+            tables["tags"] = {
+                "first_of": list(self.tags),
+                "order": list(self.tag_order),
+                "separator": self.tag_separator,
+                "underscores": self.underscores,
+            }
+        tables["text"] = {"order": list(self.order), "separator": self.separator}
+        return tables
+
+    def toml(self) -> str:
+        """The recipe as the text of a file that `from_toml` reads back."""
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
+            for name, table in self.settings().items()
+        )
+
+    def parts(self, batch: pa.RecordBatch) -> tuple[pa.StringArray, pa.StringArray]:
+        """The caption and the tags of each row, as one text each; null where there are none.
+
+        Args:
+            batch: rows as `Dataset.scan(*recipe.layers)` gives them.
+        """
+        captions = _first([_captions(batch, layer) for layer in self.captions], len(batch))
+        tag_texts = _first([self._tags(batch, layer) for layer in self.tags], len(batch))
+        return captions, tag_texts
+
+    def compose(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> pa.StringArray:
+        """The text of each row; null where there is nothing to say.
+
+        Args:
+            batch: rows as `Dataset.scan(*recipe.layers)` gives them.
+            seed: what random choices are drawn from, with epoch and key. A recipe has none yet: it changes nothing.
+            epoch: as seed.
+        """
+        caption, tag_texts = self.parts(batch)
+        ordered = [{"caption": caption, "tags": tag_texts}[part] for part in self.order]
+        return _join(ordered, self.separator)
+
+    def _tags(self, batch: pa.RecordBatch, layer: str) -> pa.StringArray:
+        rows = _struct(batch, layer)
+        if rows is None:
+            return pa.nulls(len(batch), pa.string())
+        good = pc.is_null(pc.struct_field(rows, "error"))
+        categories = []
+        for category in self.tag_order:
+            found = _lists(rows, category, good)
+            if self.underscores == "space":
+                found = pa.ListArray.from_arrays(found.offsets, tags.spaced(found.values), mask=pc.is_null(found))
+            categories.append(tags.joined(found, self.tag_separator))
+        return _join(categories, self.tag_separator)
+
+
+def default_recipe(layer_names: Iterable[str]) -> Recipe:
+    """The recipe that needs no choosing: what people wrote first, then the only other layer, of captions and of tags.
+
+    Raises:
+        RecipeError: there are no words, or more than one layer to choose from: with a recipe ready to paste.
+    """
+    captions, unclear = _only(layer_names, "captions")
+    tag_layers, unclear_tags = _only(layer_names, "tags")
+    recipe = Recipe(
+        captions,
+        tag_layers,
+        order=tuple(part for part, layers in zip(_PARTS, (tag_layers, captions), strict=True) if layers),
+    )
+    if not recipe.layers:
+        raise RecipeError("there are no captions and no tags. Add some (cutline add), or make some (cutline annotate)")
+    if unclear or unclear_tags:
+        choice = " and ".join(kind for kind, several in (("captions", unclear), ("tags", unclear_tags)) if several)
+        raise RecipeError(
+            f"more than one layer has {choice}, and only you know which comes first. "
+            f"Save this as recipe.toml, put its layers in your order, and add --recipe recipe.toml:\n\n{recipe.toml()}"
+        )
+    return recipe
+
+
+def _only(layer_names: Iterable[str], kind: str) -> tuple[tuple[str, ...], bool]:
+    """All layers of a kind, people's first, and whether their order is anyone's guess."""
+    human = f"{kind}/human"
+    layers = sorted(name for name in layer_names if name.startswith(f"{kind}/"))
+    others = [name for name in layers if name != human]
+    return (*(name for name in layers if name == human), *others), len(others) > 1
+
+
+# Reading a batch. Every function below works on whole columns.
+
+
+def _captions(batch: pa.RecordBatch, layer: str) -> pa.StringArray:
+    """The first text of each row that counts."""
+    rows = _struct(batch, layer)
+    if rows is None:
+        return pa.nulls(len(batch), pa.string())
+    kept = pc.fill_null(pc.not_equal(pc.struct_field(rows, "verdict"), "rejected"), True)
+    found = _lists(rows, "texts", pc.and_(pc.is_null(pc.struct_field(rows, "error")), kept))
+    first = pc.if_else(pc.greater(pc.list_value_length(found), 0), found.offsets[:-1], None)
+    return _none_if_empty(found.values.take(first))
+
+
+def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:
+    if layer not in batch.schema.names:
+        raise RecipeError(f"the recipe reads layer {layer}, which these rows do not have: scan(*recipe.layers)")
+    column = batch.column(layer)
+    return column if pa.types.is_struct(column.type) else None  # a layer that nobody wrote yet is a column of nulls
+
+
+def _lists(rows: pa.StructArray, field: str, good: pa.BooleanArray) -> pa.ListArray:
+    """A list column, null where the row does not count."""
+    found = pc.struct_field(rows, field)
+    if found.type != _TEXTS:
+        found = found.cast(_TEXTS)
+    return pc.if_else(good, found, pa.scalar(None, _TEXTS))
+
+
+def _first(columns: list[pa.StringArray], length: int) -> pa.StringArray:
+    return pc.coalesce(*columns) if columns else pa.nulls(length, pa.string())
+
+
+def _join(columns: list[pa.StringArray], separator: str) -> pa.StringArray:
+    whole = columns[0]
+    for column in columns[1:]:
+        # Not null_handling="skip": pyarrow 26 then loses the rows that are null in every column.
+        whole = pc.coalesce(pc.binary_join_element_wise(whole, column, separator), whole, column)
+    return whole
+
+
+def _none_if_empty(texts: pa.StringArray) -> pa.StringArray:
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+# Reading a TOML file.
+
+
+def _known(where: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{where} has no '{key}'; it has: {', '.join(known)}")
+
+
+def _table(values: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{name} is a table: [{name}]")
+    _known(f"[{name}]", table, known)
+    if name in values and "first_of" in known and not table.get("first_of"):
+        raise RecipeError(f'[{name}] needs first_of = ["{name}/…"]')
+    return table
+
+
+def _layers(table: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    layers = _strings(f"[{kind}] first_of", table.get("first_of", []))
+    for layer in layers:
+        if not layer.startswith(f"{kind}/"):
+            raise RecipeError(f"[{kind}] first_of names '{layer}'; a layer that it can read starts with {kind}/")
+    return layers
+
+
+def _choices(where: str, value: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = _strings(where, value)
+    for choice in chosen:
+        if choice not in known:
+            raise RecipeError(f"{where} names '{choice}'; there are: {', '.join(known)}")
+    if not chosen:
+        raise RecipeError(f"{where} is empty; there are: {', '.join(known)}")
+    return chosen
+
+
+def _strings(where: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise RecipeError(f"{where} is a list of strings, not {value!r}")
+    if len(set(value)) < len(value):
+        raise RecipeError(f"{where} names something twice: {', '.join(value)}")
+    return tuple(value)
+
+
+def _string(where: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f"{where} is a string, not {value!r}")
+    return value
+
+
+def _toml(value: str | list[str]) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's

@@ -1,0 +1,571 @@
+"""`Dataset.add`: what a source finds becomes rows, and only what is new or changed is looked at.
+
+First everything found is staged beside the dataset. Then pictures: those whose file is new or changed are opened,
+hashed and published as they come, so that a killed `add` goes on where it stopped. A picture whose bytes were known
+under another key, now gone, was moved: its words follow it before it appears itself. Words come last; only those that
+differ from what the layer says are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cutline import pictures, schemas
+from cutline.files import storage_error
+from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, read_sql, row_id_sql
+from cutline.options import CutlineError
+
+if TYPE_CHECKING:
+    from cutline.dataset import Dataset, KeyRule, Source
+
+CHUNK = 1024
+"""Pictures are inspected and published in chunks: a killed `add` has at most this many to do again."""
+
+_FOUND = pa.schema(
+    [
+        ("name", pa.string()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("content", pa.string()),
+        ("error", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+Progress = Callable[[int, int, int], None]
+"""Called with (pictures done, pictures to do, unreadable so far)."""
+
+
+class Vanished(CutlineError):
+    """Half or more of the pictures would vanish at once."""
+
+
+@dataclass
+class Report:
+    """What an `add` did, in counts of pictures and of words written."""
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    vanished: int = 0
+    unreadable: int = 0
+    """Pictures of this source that cannot be read at present, whether found out now or before."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why: how many of each typed error."""
+    words: dict[str, int] = field(default_factory=dict)
+    """Rows written, by layer."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What else was seen: counted facts for people."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def add(
+    dataset: Dataset,
+    source: Source,
+    *,
+    rule: KeyRule | None = None,
+    allow_vanish: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Add what a source finds.
+
+    Args:
+        dataset: where to; its `.cutline` folder is made where there is none.
+        source: what to read. Where it `covers` a folder, pictures gone from there become `vanished`.
+        rule: how names become keys; fixed by the first add (`path` unless said otherwise).
+        allow_vanish: let half or more of the folder's pictures vanish.
+        progress: called as pictures are inspected.
+
+    Raises:
+        Vanished: half or more would vanish; what is new has been added, nothing has been marked vanished.
+        StorageError: a write was refused; nothing that was published is lost.
+    """
+    from cutline.dataset import KeyRule
+
+    if rule is not None or not dataset.exists:
+        dataset.create(rule or KeyRule())
+    with _stage(dataset.home / "tmp") as folder:
+        notes = _read(dataset, source, folder)
+        return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
+
+
+def _read(dataset: Dataset, source: Source, folder: Path) -> Counter[str]:
+    """Write all that the source finds to one Parquet file per layer."""
+    notes: Counter[str] = Counter()
+    writers: dict[str, pq.ParquetWriter] = {}
+    try:
+        for found in source.read():
+            notes.update(found.notes)
+            layout = _layout(found.layer)
+            if found.layer not in writers:
+                path = folder / f"{len(writers)}.parquet"
+                writers[found.layer] = pq.ParquetWriter(path, layout.with_metadata({"layer": found.layer}))
+            writers[found.layer].write_table(_fit(found.batch, layout))
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    finally:
+        for writer in writers.values():
+            with contextlib.suppress(OSError):
+                writer.close()
+    return notes
+
+
+def _layout(layer: str) -> pa.Schema:
+    if layer == "pictures":
+        return _FOUND
+    full = schemas.schema(layer)
+    return pa.schema(
+        [
+            ("name", pa.string()),
+            *(full.field(column) for column in schemas.columns(layer)),
+            ("error", pa.string()),
+            ("detail", pa.string()),
+        ]
+    )
+
+
+def _fit(batch: pa.RecordBatch, layout: pa.Schema) -> pa.Table:
+    unknown = set(batch.schema.names) - set(layout.names)
+    if unknown:
+        raise CutlineError(f"a source gave columns that its layer does not have: {sorted(unknown)}")
+    columns = [
+        batch.column(entry.name).cast(entry.type)
+        if entry.name in batch.schema.names
+        else pa.nulls(batch.num_rows, entry.type)
+        for entry in layout
+    ]
+    return pa.Table.from_arrays(columns, schema=layout)
+
+
+@contextlib.contextmanager
+def _stage(tmp: Path) -> Iterator[Path]:
+    """A folder of this process's own; those that killed processes of this machine left are removed."""
+    host = re.sub(r"\W", "_", socket.gethostname())
+    for left in tmp.glob(f"add-{host}-*"):
+        pid = int(left.name.rsplit("-", 2)[1])
+        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tmp / f"add-{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Adding:
+    """One `add` in progress: temporary tables `found` (keyed) and `known` (the pictures layer before)."""
+
+    def __init__(self, dataset: Dataset, source: Source, folder: Path, notes: Counter[str]) -> None:
+        self.dataset = dataset
+        self.covers: Path | None = getattr(source, "covers", None)
+        self.staged = {pq.read_schema(path).metadata[b"layer"].decode(): path for path in folder.glob("*.parquet")}
+        self.notes = notes
+        self.report = Report()
+        self.con = dataset.views.cursor()
+
+    def run(self, allow_vanish: bool, progress: Progress | None) -> Report:
+        try:
+            self._tables()
+            self._duplicates()
+            self._inspect_all(allow_vanish, progress)
+            self._vanish(allow_vanish)
+            self._words()
+        except duckdb.Error as error:
+            raise CutlineError(f"add failed in the database: {error}") from error
+        self.report.notes = dict(self.notes)
+        self._count_unreadable()
+        return self.report
+
+    # -- pictures ---------------------------------------------------------------------------------------------
+
+    def _tables(self) -> None:
+        """`found`: what the source lists, with key and stored uri; `known`: what the layer says."""
+        root = self.dataset.root.as_posix().rstrip("/") + "/"
+        inside = f"starts_with(uri, {quote(root)})"
+        uri = f"case when {inside} then substr(uri, {len(root) + 1}) else uri end"
+        name = f"case when {inside} then substr(uri, {len(root) + 1}) else name end"
+        staged = self.staged.get("pictures")
+        source = read_sql([staged]) if staged else f"(select {_typed(_FOUND)} where false)"
+        self.con.execute(f"""
+            create temp table found as
+            select coalesce({self.dataset.key_rule.sql("shown")}, shown) as key, * exclude (shown),
+                {self.dataset.key_rule.sql("shown")} is null as nameless
+            from (select {uri} as uri, {name} as shown, * exclude (uri) from {source})""")
+        self.dataset.views.refresh()
+        self.con.execute("create temp table known as select * from pictures")
+
+    def _duplicates(self) -> None:
+        """Keys that more than one file has: one row each, which names them all and stands for none."""
+        rivals: dict[str, set[str]] = {
+            key: set(uris)
+            for key, uris in self.con.execute(
+                "select key, list(distinct uri) from found group by key having count(distinct uri) > 1"
+            ).fetchall()
+        }
+        others = self.con.execute("""
+            select found.key, found.uri, known.uri, known.error, known.detail from found join known using (key)
+            where known.error is distinct from 'vanished' and (known.uri <> found.uri or known.error = 'duplicate_key')
+                and known.uri is not null""").fetchall()
+        listed = {
+            uri for (uri,) in self.con.execute("select uri from found where key in (select key from known)").fetchall()
+        }
+        for key, uri, other, error, detail in others:
+            before = json.loads(detail) if error == "duplicate_key" else [other]
+            still = {
+                one for one in before if one in listed or (not self._covered(one) and self.dataset.path(one).exists())
+            }
+            if still - {uri}:
+                rivals.setdefault(key, {uri}).update(still)
+        known = {
+            key: detail
+            for key, error, detail in self.con.execute(
+                "select key, error, detail from known where error = 'duplicate_key'"
+            ).fetchall()
+        }
+        with LayerWriter(self.dataset.layer("pictures")) as writer:
+            for key, uris in sorted(rivals.items()):
+                detail = json.dumps(sorted(uris), ensure_ascii=False)
+                if known.get(key) != detail:
+                    writer.add(
+                        {"key": key, "uri": min(uris), "error": "duplicate_key", "detail": detail, "deleted": True}
+                    )
+        self.con.execute("create temp table rivals (key varchar)")
+        if rivals:
+            self.con.register("rival_keys", pa.table({"key": sorted(rivals)}))
+            self.con.execute("insert into rivals select key from rival_keys")
+
+    def _covered(self, uri: str) -> bool:
+        return self.covers is not None and self.dataset.path(uri).is_relative_to(self.covers.absolute())
+
+    def _inspect_all(self, allow_vanish: bool, progress: Progress | None) -> None:
+        same = """known.uri = found.uri and known.size is not distinct from found.size
+            and known.mtime_ns is not distinct from found.mtime_ns
+            and (known.error is null or known.error not in ('vanished', 'permission', 'duplicate_key', 'bad_name'))
+            and (found.content is null or found.content = known.content)
+            and (found.error is null or found.error = known.error)"""
+        self.con.execute(f"""
+            create temp table todo as select found.*, known.key is not null as was,
+                known.content as content_was, known.error as error_was, known.uri as uri_was
+            from found left join known using (key)
+            where key not in (from rivals) and (known.key is null or not ({same}))""")
+        total = self._one("select count(*) from todo")
+        self.report.unchanged = self._one("select count(*) from found where key not in (from rivals)") - total
+        self._refuse_early(total, allow_vanish)
+        gone: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for content, key, error in self.con.execute("""
+            select content, key, error from known where content is not null and error is distinct from 'duplicate_key'
+                and (key in (select key from todo) or key not in (select key from found) or error = 'vanished')
+            order by key desc""").fetchall():
+            gone[content].append((key, error))
+        self.moved_from: set[str] = set()
+        done = bad = 0
+        last = time.monotonic()
+        writer = LayerWriter(self.dataset.layer("pictures"))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for chunk in self._todo():
+                batch = []
+                for row, seen in zip(chunk, pool.map(self._look, chunk), strict=True):
+                    batch.append((row, seen))
+                    done += 1
+                    bad += seen["error"] is not None
+                    if progress and time.monotonic() - last > 0.1:
+                        last = time.monotonic()
+                        progress(done, total, bad)
+                self._publish(batch, gone, writer)
+        if progress:
+            progress(done, total, bad)
+
+    def _todo(self) -> Iterator[list[dict[str, Any]]]:
+        table = self.con.sql("from todo order by key").to_arrow_table()
+        for batch in table.to_batches(CHUNK):
+            yield batch.to_pylist()
+
+    def _look(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The pictures row of one found file."""
+        seen: dict[str, Any] = {
+            name: row[name]
+            for name in ("key", "uri", "size", "mtime_ns", "width", "height", "format", "content", "error", "detail")
+        }
+        if row["nameless"]:
+            seen.update(
+                error="no_key", detail=f"the key rule {self.dataset.key_rule.rule} does not match {row['name']}"
+            )
+        elif row["error"] is None and row["content"] is None:
+            found = pictures.inspect(self.dataset.path(row["uri"]))
+            seen.update(
+                {name: getattr(found, name) for name in seen if hasattr(found, name) and name not in ("key", "uri")}
+            )
+        seen["deleted"] = seen["error"] is not None or None
+        return seen
+
+    def _publish(
+        self,
+        batch: list[tuple[dict[str, Any], dict[str, Any]]],
+        gone: dict[str, list[tuple[str, str]]],
+        writer: LayerWriter,
+    ) -> None:
+        """Count, let words follow moved pictures, then publish a chunk of pictures rows."""
+        moves: dict[str, tuple[str, str]] = {}
+        changed: dict[str, str] = {}
+        for row, seen in batch:
+            content, before = seen["content"], row["content_was"]
+            origin = None
+            if seen["error"] is None and content is not None and content != before:
+                origin = next((entry for entry in gone.get(content, []) if entry[0] != row["key"]), None)
+            if before is not None and content is not None and content != before and row["error_was"] != "duplicate_key":
+                changed[row["key"]] = before
+            if origin is not None:
+                gone[content].remove(origin)
+                self.moved_from.add(origin[0])
+                moves[row["key"]] = (origin[0], content)
+                self.report.moved += 1
+            elif not row["was"]:
+                self.report.added += 1
+            elif row["uri_was"] != row["uri"] and content == before:
+                self.report.moved += 1
+            elif row["error_was"] in ("vanished", "permission", "duplicate_key") and content == before:
+                self.report.added += 1
+            elif content == before:
+                self.report.unchanged += 1
+            else:
+                self.report.changed += 1
+        if moves or changed:
+            for name in self.dataset.layers():
+                if name != "pictures":
+                    self._carry(self.dataset.layer(name), moves, changed)
+        for _, seen in batch:
+            writer.add(seen)
+        writer.flush()
+
+    def _carry(self, layer: Layer, moves: dict[str, tuple[str, str]], changed: dict[str, str]) -> None:
+        """Write the words of moved pictures under their new key; tie words without content to the picture they were about.
+
+        A row without content goes for whatever is under its key. When another picture comes under that key, the
+        row would end at the wrong one; so it is written again with the content that it was about.
+        """
+        keys = sorted({*changed, *(old for old, _ in moves.values())})
+        rows = self._rows(layer, keys)
+        if not rows:
+            return
+        out: list[dict[str, Any]] = []
+        for new, (old, content) in moves.items():
+            if content not in {row["content"] for row in self._rows(layer, [new])}:
+                about = [row for row in rows if row["key"] == old and row["content"] in (None, content)]
+                moved = f"moved here with its picture from {old}"
+                out += [{**row, "key": new, "content": content, "detail": row["detail"] or moved} for row in about]
+        for key, content in changed.items():
+            own = [row for row in rows if row["key"] == key]
+            if any(row["content"] is None for row in own):
+                out.append({"key": key, "deleted": True})
+                out += [{**row, "content": row["content"] or content} for row in own]
+        if out:
+            with LayerWriter(layer) as writer:
+                for row in out:
+                    writer.add({**row, "rank": None})
+
+    def _rows(self, layer: Layer, keys: list[str]) -> list[dict[str, Any]]:
+        """The best row of each content of these keys, good or not."""
+
+        def question() -> str:
+            parts = self.dataset.views.parts(layer.name)
+            listed = ", ".join(quote(key) for key in keys) or "null"
+            if not parts:
+                return "select 1 where false"
+            heads = heads_sql(parts, per_content=True)
+            return (
+                f"select * exclude (rank, deleted) from {read_sql(parts)} "
+                f"where key in ({listed}) and {row_id_sql()} in ({heads})"
+            )
+
+        return self.dataset.views.ask(question, lambda done: done.to_arrow_table()).to_pylist()
+
+    # -- what is gone -----------------------------------------------------------------------------------------
+
+    def _gone_sql(self) -> str:
+        """Known pictures below the covered folder that the source did not list."""
+        if self.covers is None:
+            return "select key, uri, error from known where false"
+        return f"""select known.key, known.uri, known.error from known where {self._scope()}
+            and known.error is distinct from 'vanished' and known.key not in (select key from found)"""
+
+    def _scope(self) -> str:
+        assert self.covers is not None
+        folder = self.covers.absolute()
+        if folder == self.dataset.root:
+            return "not starts_with(known.uri, '/')"
+        if folder.is_relative_to(self.dataset.root):
+            folder_uri = folder.relative_to(self.dataset.root).as_posix() + "/"
+        else:
+            folder_uri = folder.as_posix() + "/"
+        return f"starts_with(known.uri, {quote(folder_uri)})"
+
+    def _refuse_early(self, new: int, allow_vanish: bool) -> None:
+        """Refuse before anything is written, where not even all new files could be the ones that are gone."""
+        gone = self._one(f"select count(*) from ({self._gone_sql()}) where error is null")
+        self._refuse(gone - new, allow_vanish)
+
+    def _refuse(self, gone: int, allow_vanish: bool) -> None:
+        if gone <= 0 or allow_vanish:
+            return
+        before = self._one(f"select count(*) from known where {self._scope()} and error is null")
+        if 2 * gone >= before:
+            raise Vanished(
+                f"{gone} of {before} pictures below {self.covers} are gone. Is a disk not mounted? Nothing was marked as "
+                "vanished. If they are really gone, give the command again with --allow-vanish (their words are kept)."
+            )
+
+    def _vanish(self, allow_vanish: bool) -> None:
+        gone = self.con.execute(f"from ({self._gone_sql()})").fetchall()
+        self._refuse(sum(error is None and key not in self.moved_from for key, _, error in gone), allow_vanish)
+        if not gone:
+            return
+        keys = {key for key, _, _ in gone}
+        self.con.register("gone_keys", pa.table({"key": sorted(keys)}))
+        table = self.con.sql("from known where key in (from gone_keys)").to_arrow_table()
+        with LayerWriter(self.dataset.layer("pictures")) as writer:
+            for batch in table.to_batches(10_000):
+                for row in batch.to_pylist():
+                    row.update(error="vanished", detail=f"{row['uri']} was there at an earlier add", deleted=True)
+                    writer.add(row)
+        self.report.vanished = sum(error is None and key not in self.moved_from for key, _, error in gone)
+
+    # -- words ------------------------------------------------------------------------------------------------
+
+    def _words(self) -> None:
+        layers = [name for name in self.staged if name != "pictures"]
+        if not layers:
+            return
+        self.dataset.views.refresh()
+        self.con.execute(
+            "create or replace temp table now as select key, uri, content from pictures where error is null"
+        )
+        for name in layers:
+            self._write_words(name, self.staged[name])
+
+    def _write_words(self, name: str, staged: Path) -> None:
+        """Write those rows that differ from what the layer says of the picture as it is now."""
+        self._name_keys(staged)
+        self._note_words(name, staged)
+        columns = [*schemas.columns(name), "error", "detail"]
+        packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
+        known = name in self.dataset.layers()
+        current = f"select key, content, struct_pack({packed}) as said from {identifier(name)}"
+        if not known:
+            current = "select key, content, null as said from now where false"
+        reader = self.con.sql(f"""
+            select fresh.key, now.content, {", ".join(f"fresh.said.{identifier(c)}" for c in columns)}, case when fresh.said.error is not null then true end as deleted
+            from (
+                select named.key, struct_pack({packed}) as said from {read_sql([staged])} as staged
+                join (select key, max(line) as line from named group by key) as named on staged.file_row_number = named.line
+            ) as fresh
+            left join now using (key)
+            left join ({current}) as cur using (key)
+            where cur.key is null or cur.said is distinct from fresh.said or cur.content is distinct from now.content
+            """).to_arrow_reader(50_000)
+        writer = self.dataset.layer(name).write()
+        for batch in reader:
+            writer.add_table(pa.Table.from_batches([batch]))
+        if self.covers is not None and known:
+            stale = f"""select key from {identifier(name)} where key in (select key from found)
+                and key not in (select key from named) and (detail is null or error is not null)"""
+            for (key,) in self.con.sql(stale).fetchall():  # words that moved here with their picture are kept
+                writer.delete(key)
+        writer.flush()
+        self.report.words[name] = writer.published
+
+    def _note_words(self, name: str, staged: Path) -> None:
+        said = self._one("select count(*) from named")
+        keys = self._one("select count(distinct key) from named")
+        strangers = self._one("select count(distinct key) from named where key not in (select key from now)")
+        rule = self.dataset.key_rule.rule
+        self._note(f"{name}: said again later in the same source; the last one counts", said - keys)
+        if strangers < keys:
+            self._note(f"{name}: rows about no readable picture of this dataset", strangers)
+        else:
+            self._note(f"{name}: rows, NONE of them about a picture of this dataset (key rule: {rule})", strangers)
+        for column in ("reason", "error"):
+            if column in _layout(name).names:
+                for reason, count in self.con.execute(
+                    f"select {column}, count(*) from {read_sql([staged])} where {column} is not null group by {column}"
+                ).fetchall():
+                    self._note(f"{name}: {reason}", count)
+
+    def _note(self, text: str, count: int) -> None:
+        if count:
+            self.notes[text] += count
+
+    def _name_keys(self, staged: Path) -> None:
+        """Temporary table `named` (key, line): which picture each staged row is about.
+
+        In turn: a picture that this add itself listed under that name; the dataset's key rule; the picture's uri; a
+        name without extension that only one picture has.
+        """
+        root = self.dataset.root.as_posix().rstrip("/") + "/"
+        rule = self.dataset.key_rule
+        relative = f"case when starts_with(name, {quote(root)}) then substr(name, {len(root) + 1}) else name end"
+        self.con.execute(f"""
+            create or replace temp table named as
+            select coalesce(listed.key, {rule.sql("said.short")}, said.short) as key, line, listed.key is not null as sure, short
+            from (select name, {relative} as short, file_row_number as line from {read_sql([staged])}) as said
+            left join (select name, any_value(key) as key from found group by name) as listed on listed.name = said.name""")
+        self.con.execute("update named set sure = true where key in (select key from now)")
+        if not self._one("select count(*) from named where not sure"):
+            return
+        bare = r"regexp_replace({}, '(.)\.[^./]*$', '\1', 's')"
+        self.con.execute(f"""
+            create or replace temp table aliases as
+            select alias, any_value(key) as key from (
+                select uri as alias, key from now
+                union select {bare.format("key")}, key from now
+                union select regexp_extract({bare.format("key")}, '[^/]*$'), key from now
+            ) group by alias having count(distinct key) = 1""")
+        self.con.execute("""
+            update named set key = aliases.key from aliases
+            where not sure and (named.short = aliases.alias or nfc_normalize(named.short) = aliases.alias)""")
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def _count_unreadable(self) -> None:
+        self.dataset.views.refresh()
+        rows = self.con.execute("""
+            select error, count(*) from pictures where error is not null and error <> 'vanished'
+                and key in (select key from found) group by error order by error""").fetchall()
+        self.report.reasons = dict(rows)
+        self.report.unreadable = sum(self.report.reasons.values())
+
+    def _one(self, sql: str) -> int:
+        return int(self.con.sql(sql).fetchall()[0][0])
+
+
+def _typed(schema: pa.Schema) -> str:
+    names = {pa.string(): "varchar", pa.int32(): "integer", pa.int64(): "bigint"}
+    return ", ".join(f"null::{names[entry.type]} as {identifier(entry.name)}" for entry in schema)

@@ -1,0 +1,105 @@
+"""A contact sheet: pictures in a grid with what a model said below, right ones ticked, wrong ones corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cutline.files import whole_file
+from cutline.pictures import Picture
+
+SIDE, GAP, MARGIN, INDENT = 192, 18, 36, 20
+"""Pixels: a picture's side, the space between cells, about the sheet, and before a line of text."""
+TEXT, LINE = 15, 19
+"""Pixels: the size of a caption's letters, and from one line to the next."""
+
+INK, FAINT, RIGHT, WRONG, FRAME, PAPER = "#1c2430", "#6b7685", "#1a7f37", "#c62828", "#d8dee6", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture of a contact sheet: what was said of it (None: nothing) and what is true."""
+
+    picture: Path
+    caption: str | None
+    truth: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the caption is the truth, letter for letter."""
+        return self.caption == self.truth
+
+
+def exact_match(entries: Sequence[Entry]) -> tuple[int, int]:
+    """How many captions are the truth, letter for letter, and of how many. A picture without a caption counts."""
+    return sum(entry.right for entry in entries), len(entries)
+
+
+def choose(entries: Sequence[Entry], count: int = 40, *, wrong: int = 8) -> list[Entry]:
+    """Take `count` entries to show: up to `wrong` of the wrong ones first, then right ones, spread over all of them."""
+    bad = [entry for entry in entries if not entry.right][:wrong]
+    good = [entry for entry in entries if entry.right]
+    room = min(count - len(bad), len(good))
+    return bad + [good[position * len(good) // room] for position in range(room)]
+
+
+def contact_sheet(entries: Sequence[Entry], out_png: Path, *, title: str = "", columns: int = 8) -> tuple[int, int]:
+    """Draw a contact sheet into a PNG file. Returns its width and height in pixels."""
+    columns = max(1, min(columns, len(entries)))
+    rows = [entries[start : start + columns] for start in range(0, len(entries), columns)]
+    heights = [SIDE + 10 + LINE * max(len(_lines(entry)) for entry in row) + GAP for row in rows]
+    top = MARGIN + (56 if title else 0)
+    width, height = 2 * MARGIN + columns * (SIDE + GAP) - GAP, top + sum(heights) - GAP + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=ImageFont.load_default(28))
+    for row, tall in zip(rows, heights, strict=True):
+        for column, entry in enumerate(row):
+            _draw(sheet, pen, entry, MARGIN + column * (SIDE + GAP), top)
+        top += tall
+    with whole_file(out_png) as file:
+        sheet.save(file, "PNG", optimize=True)
+    return width, height
+
+
+def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, entry: Entry, x: int, y: int) -> None:
+    picture = Picture(entry.picture).decode()
+    picture.thumbnail((SIDE, SIDE))
+    sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
+    frame, line_width = (FRAME, 1) if entry.right else (WRONG, 3)
+    pen.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=frame, width=line_width)
+    y += SIDE + 10
+    _mark(pen, entry.right, x + 1, y + 2)
+    for text, colour in _lines(entry):
+        pen.text((x + INDENT, y), text, fill=colour, font=ImageFont.load_default(TEXT))
+        y += LINE
+
+
+def _lines(entry: Entry) -> list[tuple[str, str]]:
+    """The lines below a picture, each with its colour: the caption and, where it is wrong, the truth."""
+    said = [(line, RIGHT if entry.right else WRONG) for line in _wrap(entry.caption or "(no caption)")]
+    return said if entry.right else said + [(line, FAINT) for line in _wrap(f"it is {entry.truth}")]
+
+
+def _wrap(text: str) -> list[str]:
+    """Break text at spaces into lines that fit below a picture."""
+    font = ImageFont.load_default(TEXT)
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= SIDE - INDENT:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _mark(pen: ImageDraw.ImageDraw, right: bool, x: int, y: int) -> None:
+    """A tick or a cross, 12 pixels a side."""
+    if right:
+        pen.line([(x, y + 7), (x + 4, y + 11), (x + 12, y + 1)], fill=RIGHT, width=3, joint="curve")
+    else:
+        pen.line([(x + 1, y + 1), (x + 11, y + 11)], fill=WRONG, width=3)
+        pen.line([(x + 1, y + 11), (x + 11, y + 1)], fill=WRONG, width=3)

@@ -1,0 +1,99 @@
+"""Which pictures a run is about: what its layer lacks, narrowed by `--where`, `--shard` and `--limit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import xxhash
+
+from cutline import options, schemas
+from cutline.annotators.session import Annotator, Row
+from cutline.dataset import Dataset
+from cutline.dataset.query import Relation
+from cutline.layer import Layer, LayerWriter
+from cutline.options import CutlineError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `index` (from 0) of `count`: the keys whose xxh64, seed 0, leaves that rest. Any machine can tell."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `i/n`. Raises CutlineError unless 0 <= i < n."""
+        first, _, second = text.partition("/")
+        if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+            raise CutlineError(f"--shard {text}: write i/n with i from 0 to n-1, such as 0/4")
+        return cls(int(first), int(second))
+
+    def has(self, key: str) -> bool:
+        """Whether this shard does that picture."""
+        return xxhash.xxh64_intdigest(key.encode()) % self.count == self.index
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pictures that one run of an annotator is to do."""
+
+    dataset: Dataset
+    annotator: Annotator
+    layer: str
+    where: str = ""
+    retry: str = ""
+    limit: int | None = None
+    shard: Shard | None = None
+
+    def __post_init__(self) -> None:
+        wanted, got = schemas.kind(type(self.annotator).writes), schemas.kind(self.layer)
+        if wanted != got:
+            raise CutlineError(f"{self.name} writes {wanted}, so a layer called {wanted}/…, not {self.layer}")
+
+    @property
+    def name(self) -> str:
+        """The annotator's name in `layer.json` and in messages."""
+        return type(self.annotator).__name__.lower()
+
+    def writer(self) -> LayerWriter:
+        """Open the layer, claiming it for this annotator's settings. Raises IdentityError where it has others."""
+        layer: Layer = self.dataset.layer(self.layer)
+        return layer.write(self.name, options.identity(self.annotator))
+
+    def rows(self) -> Iterator[Row]:
+        """The pictures to do, sorted by key, with the layers that the annotator reads and which `attempt` this is."""
+        return islice(self._rows(), self.limit)
+
+    def _rows(self) -> Iterator[Row]:
+        reads = type(self.annotator).reads
+        for batch in self._missing((*reads, self.layer) if self.retry else reads).batches():
+            for row in batch.to_pylist():
+                if self.shard is None or self.shard.has(row["key"]):
+                    before = (row.get(self.layer) or {}).get("attempt") or 0
+                    yield {**row, "attempt": before + 1}
+
+    def count(self) -> int:
+        """How many there are to do at present."""
+        if self.shard is None:
+            total = self._missing().count()
+        else:
+            total = sum(self.shard.has(key.as_py()) for batch in self._missing().batches() for key in batch.column("key"))
+        return total if self.limit is None else min(total, self.limit)
+
+    def _missing(self, reads: tuple[str, ...] = ()) -> Relation:
+        return self.dataset.missing(self.layer, where=self.where, retry=self.retry, reads=reads)
+
+    def first_request(self) -> dict[str, Any] | None:
+        """What would be asked for the first picture, and under `hash` the digest that its row will carry."""
+        row = next(self.rows(), None)
+        if row is None:
+            return None
+        render = getattr(self.annotator, "request", None)
+        if render is None:
+            return {"key": row["key"], "uri": row["uri"], "settings": options.settings(self.annotator)}
+        request = render(row)
+        return {"key": row["key"], "request": request, "hash": options.digest(request)}

@@ -1,0 +1,66 @@
+"""The metadata file that kohya's trainers load."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import pyarrow as pa
+
+from cutline.exports.manifest import Manifest
+from cutline.exports.writing import columns, refuse, write_file
+from cutline.formats import kohya
+from cutline.options import OptionError, option
+
+
+@dataclass(frozen=True)
+class Kohya:
+    """One `.json` or `.jsonl` file with the caption and the tags of every picture, for a trainer's `metadata_file`.
+
+    A picture is named by its path relative to the dataset, which is the trainer's `image_dir`; one that lies elsewhere
+    by its absolute path. The recipe's text is not used: the trainer joins caption and tags itself.
+    """
+
+    image_size: bool = option(
+        True, "write each picture's size, as a viewer shows it; without, the trainer reads it from the picture"
+    )
+    legacy: bool = option(False, "name pictures by their bare stems, for old tools; today's trainers cannot load that")
+
+    def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
+        """Write the file, whole or not at all; pictures without words are left out and counted."""
+        if out.suffix not in (".json", ".jsonl") or out.is_dir():
+            raise OptionError(f"kohya writes one file: {out} must end with .json or .jsonl")
+        counts: Counter[str] = Counter()
+
+        def produce(handle: IO[bytes]) -> None:
+            kohya.write(handle, self._entries(rows, counts), lines=out.suffix == ".jsonl")
+
+        sha256, changed, diff = write_file(out, produce, dry_run=dry_run)
+        found = {("written" if changed else "unchanged"): counts["entries"], "without_text": counts["without_text"]}
+        return Manifest("kohya", out, found, sha256, diff)
+
+    def _entries(self, rows: Iterator[pa.RecordBatch], counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        users: dict[str, list[str]] = {}
+        for uri, caption, tags, width, height in columns(rows, "uri", "caption", "tags", "width", "height"):
+            if not caption and not tags:
+                counts["without_text"] += 1
+                continue
+            counts["entries"] += 1
+            name = uri
+            if self.legacy:
+                name = os.path.splitext(PurePosixPath(uri).name)[0]
+                users.setdefault(name, []).append(uri)
+            fields: dict[str, Any] = {}
+            if caption:
+                fields["caption"] = caption
+            if tags:
+                fields["tags"] = tags
+            if self.image_size and width and height:
+                fields["image_size"] = [width, height]
+            yield name, fields
+        shared = [f"{stem}: {', '.join(uris)}" for stem, uris in users.items() if len(uris) > 1]
+        refuse(shared, "with legacy=true these pictures would share a name", "Leave legacy=true out.")

@@ -1,0 +1,41 @@
+"""What an export is, and what it says when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+COLUMNS = ("key", "uri", "path", "width", "height", "caption", "tags", "text")
+"""What the rows of an export hold.
+
+`uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; `path` is that file on this
+machine. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing.
+"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an export wrote."""
+
+    format: str
+    out: Path
+    counts: dict[str, int]
+    """Pictures: `written`, `unchanged` (it stood there already), `without_text`, and more of an export's own."""
+    sha256: str
+    """Of the file, or of the lines `<sha256>  <relative path>\\n` of the files, sorted by path."""
+    diff: list[str] = field(default_factory=list)
+    """For a dry run: what would change, line by line."""
+    notes: list[str] = field(default_factory=list)
+    """What people should know, each with what to type."""
+
+
+class Export(Protocol):
+    """A plug-in that writes other people's formats: a frozen dataclass with one verb."""
+
+    def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
+        """Write rows, which have `COLUMNS` and are sorted by key, to `out`. A dry run only says what would change."""
+        ...

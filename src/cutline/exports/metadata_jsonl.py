@@ -1,0 +1,140 @@
+"""Hugging Face's imagefolder: a metadata.jsonl beside the pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import pyarrow as pa
+
+from cutline.exports.manifest import Manifest
+from cutline.exports.writing import columns, make_folder, place, refuse, refuse_collisions, spooled, write_file
+from cutline.files import storage_error
+from cutline.formats import metadata_jsonl
+from cutline.options import CutlineError, OptionError, option
+
+_FILE = "metadata.jsonl"
+
+# What the datasets library takes for the name of a split, in a file's or folder's name; then it ignores the metadata.
+_SPLIT = re.compile(
+    r"(?:^|[-._ 0-9/])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9/])"
+)
+
+
+@dataclass(frozen=True)
+class MetadataJsonl:
+    """`metadata.jsonl` with each picture's `file_name` and `text`, which `datasets` loads as an imagefolder.
+
+    The pictures must be below the folder it stands in; `pictures=link` or `copy` puts them there.
+    """
+
+    pictures: Literal["", "link", "copy"] = option(
+        "", "put the pictures into the folder: link (a hard link, which takes no space) or copy"
+    )
+
+    def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
+        """Write the file, whole or not at all; pictures without a text are left out and counted."""
+        folder = Path(os.path.abspath(out.expanduser()))
+        if out.suffix in (".jsonl", ".json", ".csv", ".parquet"):
+            if out.name != _FILE:
+                raise OptionError(f"datasets reads a file called {_FILE}, so {out.name} would never be found")
+            folder = folder.parent
+        counts: Counter[str] = Counter()
+        with spooled(rows) as again:
+            if self.pictures:
+                self._check_pictures(folder, again)
+                for name, _, path, _ in self._texts(folder, again):
+                    counts["pictures"] += self._put(Path(path), folder / name, dry_run)
+            else:
+                _check_below(folder, again)
+
+            def produce(handle: IO[bytes]) -> None:
+                metadata_jsonl.write(handle, ((name, text) for name, text, _, _ in self._texts(folder, again)))
+
+            sha256, changed, diff = write_file(folder / _FILE, produce, dry_run=dry_run)
+            splits = 0
+            for name, *_ in self._texts(folder, again):
+                counts["written" if changed else "unchanged"] += 1
+                splits += bool(_SPLIT.search(name))
+            total = sum(batch.num_rows for batch in again())
+        counts["without_text"] = total - counts["written"] - counts["unchanged"]
+        notes = []
+        if splits:
+            notes.append(
+                f"{splits:,} pictures are named like a split (train, test …), for which datasets would leave out the "
+                f'texts. Load them all with load_dataset("imagefolder", data_dir="{folder}", data_files="**")'
+            )
+        return Manifest("metadata_jsonl", folder / _FILE, dict(counts), sha256, diff, notes)
+
+    def _texts(
+        self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]
+    ) -> Iterator[tuple[str, str, str, str]]:
+        """File name, text, path and key of each picture that has a text."""
+        below = _prefix(folder)
+        for key, uri, path, text in columns(again(), "key", "uri", "path", "text"):
+            if text:
+                yield (place(key, uri) if self.pictures else path.removeprefix(below)), text, path, key
+
+    def _check_pictures(self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+        refuse_collisions(
+            lambda: ((name, key) for name, _, _, key in self._texts(folder, again)),
+            "these pictures would share a file name",
+            "Add one of each to another dataset, or rename it.",
+        )
+        others = []
+        for name, _, path, _ in self._texts(folder, again):
+            there = folder / name
+            if there.exists() and not _same(Path(path), there):
+                others.append(name)
+        refuse(others, f"other files already stand in {folder} under these names", "Choose an empty folder.")
+
+    def _put(self, picture: Path, there: Path, dry_run: bool) -> bool:
+        """Link or copy a picture; whether it was not there before."""
+        if there.exists() or dry_run:
+            return not there.exists()
+        make_folder(there.parent)
+        try:
+            if self.pictures == "link":
+                os.link(os.path.realpath(picture), there)
+            else:
+                hidden = there.with_name(f".cutline-{os.getpid()}.tmp")
+                shutil.copy2(picture, hidden)
+                os.replace(hidden, there)
+        except FileNotFoundError:
+            raise CutlineError(f"{picture} has vanished. Look again: cutline add") from None
+        except OSError as error:
+            if self.pictures == "link":
+                raise CutlineError(
+                    f"cannot link {picture} to {there}: {error.strerror}. Try: -o pictures=copy"
+                ) from None
+            raise storage_error(there, error) from error
+        return True
+
+
+def _check_below(folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+    below = _prefix(folder)
+    outside = [path for path, text in columns(again(), "path", "text") if text and not path.startswith(below)]
+    refuse(
+        outside,
+        f"these pictures are not below {folder}, so its {_FILE} cannot name them",
+        "Put them there with -o pictures=link (no space) or -o pictures=copy, or choose a folder above them.",
+    )
+
+
+def _prefix(folder: Path) -> str:
+    return folder.as_posix().rstrip("/") + "/"
+
+
+def _same(picture: Path, there: Path) -> bool:
+    """Whether a file is the picture, or a copy that still looks like it."""
+    try:
+        status, other = picture.stat(), there.stat()
+    except OSError:
+        return False
+    return os.path.samestat(status, other) or (status.st_size, status.st_mtime_ns) == (other.st_size, other.st_mtime_ns)

@@ -1,0 +1,49 @@
+"""Which source reads a path, when nobody says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cutline.formats import kohya, metadata_jsonl
+from cutline.formats.entries import opened
+from cutline.options import CutlineError
+from cutline.registry import names
+
+
+def detect(path: Path) -> str:
+    """The name of the source for a folder or file, by its form.
+
+    Raises:
+        CutlineError: there is nothing, or nothing that is known, naming what `--from` can say.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return "imagefolder" if any((path / file).is_file() for file in metadata_jsonl.FILES) else "folder"
+    if not path.exists():
+        raise CutlineError(f"there is no {path}")
+    reason = ""
+    try:
+        fields = _first_fields(path)
+    except CutlineError as error:
+        fields, reason = set(), f" ({error})"
+    if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection(kohya.FIELDS)):
+        return "kohya"
+    if path.name in metadata_jsonl.FILES:
+        return "imagefolder"
+    raise CutlineError(f"cannot tell what {path} is{reason}. Say it: --from {' | '.join(names('sources'))}")
+
+
+def _first_fields(path: Path) -> set[str]:
+    """The fields of the first records of a JSON file, whatever it is."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return set(next((entry.fields for entry in kohya.read(path) if entry.fields or entry.error), ()))
+    if suffix == ".jsonl":
+        with opened(path) as handle:
+            try:
+                first = json.loads(handle.readline(1 << 20).decode("utf-8-sig"))
+            except ValueError:
+                return set()
+        return set(first) if isinstance(first, dict) else set()
+    return set()
