@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cutline import schemas, tags
 from cutline.compose.recipe import Recipe, RecipeError, default_recipe
 
-FACES = "^_^ o_o >_< @_@ =_= 0_0 u_u x_x |_| +_+ ||_|| (o)_(o) <o>_<o> <|>_<|> O_O".split()
+FACES = ["^_^", "o_o", ">_<", "@_@", "=_=", "0_0", "u_u", "x_x", "|_|", "+_+", "||_||", "(o)_(o)", "<o>_<o>", "<|>_<|>"]
+FACES += ["O_O"]  # in whatever case
 
 
 def batch(**layers: list[dict[str, Any] | None]) -> pa.RecordBatch:

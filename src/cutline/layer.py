@@ -112,9 +112,13 @@ class Layer:
             )
         if found is None:
             text = json.dumps({**wanted, "cutline": __version__}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            with whole_file(self.folder / "layer.json", "w") as handle:
+            draft = self.folder / f".layer-{secrets.token_hex(6)}.json"
+            with whole_file(draft, "w") as handle:
                 handle.write(text)
-            found = self.info() or wanted  # of two that came at once, the later rename counts for both
+            with contextlib.suppress(FileExistsError):  # of two that come at once, the first one's settings stand
+                os.link(draft, self.folder / "layer.json")
+            draft.unlink()
+            found = self.info() or wanted
         if found["identity"] != wanted["identity"]:
             raise IdentityError(self._difference(found, wanted))
 
@@ -124,11 +128,11 @@ class Layer:
             lines.append(f"  annotator: {found['annotator']} made it, now {wanted['annotator']}")
         else:
             before, now = found["settings"], wanted["settings"]
-            for name in sorted({*before, *now}):
-                if before.get(name) != now.get(name):
-                    lines.append(
-                        f"  {name}: {canonical_value(before.get(name))} made it, now {canonical_value(now.get(name))}"
-                    )
+            lines += [
+                f"  {name}: {canonical_value(before.get(name))} made it, now {canonical_value(now.get(name))}"
+                for name in sorted({*before, *now})
+                if before.get(name) != now.get(name)
+            ]
         return (
             f"layer {self.name} was made with other settings, and rows of two kinds never mix:\n"
             + "\n".join(lines)
@@ -337,7 +341,7 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
     Args:
         parts: the parts to look at; the order must be that of the query that uses the ids.
         per_content: keep the best row of each (key, content) instead of each key.
-        now: SQL of a relation (key, content) that says what each picture is now; rows about another content do not count.
+        now: SQL of (key, content) that says what each picture is now; rows about another content do not count.
     """
     ranks = ", ".join(str(rank(part)) for part in parts)
     join = f"left join ({now}) as now using (key)" if now else ""

@@ -143,6 +143,7 @@ class Inspection:
     width: int | None = None
     height: int | None = None
     format: str | None = None
+    orientation: int | None = None
     error: Reason | None = None
     detail: str | None = None
 
@@ -161,10 +162,10 @@ def inspect(path: Path) -> Inspection:
         data, status = _read(path)
         size, mtime_ns = status.st_size, status.st_mtime_ns
         content = hashlib.sha256(data).hexdigest()
-        width, height, kind = _verify(data, _name(path))
+        width, height, kind, orientation = _verify(data, _name(path))
     except PictureError as error:
         return Inspection(content, size, mtime_ns, error=error.reason, detail=str(error))
-    return Inspection(content, size, mtime_ns, width, height, kind)
+    return Inspection(content, size, mtime_ns, width, height, kind, orientation)
 
 
 def decode(
@@ -197,8 +198,8 @@ def decode(
         raise _damaged(error, name) from error
 
 
-def _verify(data: bytes, name: str) -> tuple[int, int, str]:
-    """Width and height as shown, and the format, of a picture all of which decodes."""
+def _verify(data: bytes, name: str) -> tuple[int, int, str, int]:
+    """Width and height as shown, the format and the EXIF orientation of a picture all of which decodes."""
     image = _open(data, name)
     kind = str(image.format)
     try:
@@ -210,7 +211,8 @@ def _verify(data: bytes, name: str) -> tuple[int, int, str]:
         else:
             image.load()
             width, height = image.size
-        return (height, width, kind) if _orientation(image) >= 5 else (width, height, kind)
+        orientation = _orientation(image)
+        return (height, width, kind, orientation) if orientation >= 5 else (width, height, kind, orientation)
     except MemoryError as error:
         raise PictureError("too_large", f"{name} does not fit in memory: {image.width} x {image.height}") from error
     except _BAD_DATA as error:

@@ -26,6 +26,7 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("width", pa.int32()),  # pixels, as a viewer shows it (EXIF orientation applied)
         ("height", pa.int32()),
         ("format", pa.string()),  # Pillow's name: JPEG, PNG, WEBP …
+        ("orientation", pa.int32()),  # EXIF's, 1 to 8; from 5 on a reader that ignores it sees width and height swapped
     ],
     "tags": [
         ("general", _TEXTS),

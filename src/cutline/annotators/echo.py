@@ -31,6 +31,8 @@ class Echo:
         except (KeyError, IndexError, ValueError) as error:
             known = " ".join(f"{{{name}}}" for name in _FIELDS)
             raise OptionError(f"echo: says={self.says!r} has something else than {known}: {error}") from None
+        if self.seconds < 0:
+            raise OptionError(f"echo: seconds={self.seconds} does not fit: it is 0 or more")
 
     def request(self, row: Row) -> dict[str, str]:
         """What it will say."""

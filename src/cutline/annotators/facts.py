@@ -56,26 +56,25 @@ class Facts:
 
 
 class Measuring(Batched):
-    """One worker process measures per core. A thread does the work, so that the next file is read meanwhile."""
+    """One worker process measures per core; its thread reads and decodes the next picture meanwhile.
 
-    batch_size = 8
-    threads = 2
+    One picture at a time: batches would gain nothing here, and decoded pictures are large.
+    """
 
-    def prepare(self, row: Row) -> Row:
-        """Measure one picture; the bytes are hashed again, since facts of other bytes would mislead for ever."""
+    threads = 1
+
+    def prepare(self, row: Row) -> Image.Image:
+        """Decode, keeping transparency. All bytes are hashed: facts of other bytes would mislead for ever."""
         picture: Picture = row["picture"]
-        return measure(decode(picture.read(verify=True), None, name=repr(str(picture.path))))
+        return decode(picture.read(verify=True), None, name=repr(str(picture.path)))
 
     def batch(self, rows: list[Row], prepared: list[Any]) -> list[Row]:
-        """Hand on what is already measured."""
-        return prepared
+        """Measure."""
+        return [measure(image) for image in prepared]
 
 
 def measure(image: Image.Image) -> Row:
     """All facts of a decoded picture (RGB, or RGBA where it is transparent)."""
-    header = f"{image.width}x{image.height} {image.mode}\n".encode()
-    pixels = hashlib.sha256(header)
-    pixels.update(image.tobytes())
     small = _reduce(image)
     transparent = 0.0
     if image.mode == "RGBA":
@@ -87,7 +86,7 @@ def measure(image: Image.Image) -> Row:
     luma = np.asarray(grey)
     red_green, yellow_blue, chroma = _opponents(small)
     return {
-        "pixels": pixels.hexdigest(),
+        "pixels": hash_pixels(image),
         "phash": phash(grey),
         "sharpness": sharpness(luma),
         "brightness": float(luma.mean()) / 255,
@@ -95,6 +94,15 @@ def measure(image: Image.Image) -> Row:
         "colourfulness": colourfulness(red_green, yellow_blue),
         "tags": plain_tags(image.width, image.height, transparent) + _colour_tags(red_green, yellow_blue, chroma),
     }
+
+
+def hash_pixels(image: Image.Image) -> str:
+    """sha256 of `<width>x<height> <mode>\\n` and the bytes of the pixels, row by row."""
+    found = hashlib.sha256(f"{image.width}x{image.height} {image.mode}\n".encode())
+    rows = max(1, (1 << 16) // image.width)  # a band at a time, so that a large picture is not copied whole
+    for top in range(0, image.height, rows):
+        found.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return found.hexdigest()
 
 
 def _reduce(image: Image.Image) -> Image.Image:

@@ -17,10 +17,13 @@ def run(
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="[PATH]...", help="What to add; the dataset's own folder by default.")
     ] = None,
-    source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="Its format, where the path does not tell.")] = "",
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="Its format, where the path does not tell.")
+    ] = "",
     options: Options = None,
     key: Annotated[
-        str | None, typer.Option("--key", metavar="RULE", help="First add: path (default), stem or a regular expression.")
+        str | None,
+        typer.Option("--key", metavar="RULE", help="First add: path (default), stem or a regular expression."),
     ] = None,
     prefix: Annotated[str, typer.Option(help="First add: what to put before every key, such as danbooru/.")] = "",
     allow_vanish: Annotated[bool, typer.Option("--allow-vanish", help="Let half or more of a folder vanish.")] = False,
@@ -51,7 +54,8 @@ def run(
             print_json({"path": str(path), "source": name, **report.as_dict()})
             continue
         pictures = {
-            entry: getattr(report, entry) for entry in ("added", "changed", "moved", "unchanged", "vanished", "unreadable")
+            entry: getattr(report, entry)
+            for entry in ("added", "changed", "moved", "unchanged", "vanished", "unreadable")
         }
         reasons = f" ({counted(report.reasons)})" if report.reasons else ""
         print(f"{path} ({name}): {counted(pictures) or 'no pictures'}{reasons}")
@@ -62,7 +66,7 @@ def run(
     if unreadable:
         say(
             f"{unreadable:,} pictures cannot be read. "
-            f"Which: cutline sql {dataset} \"select key, error, detail from pictures where error is not null\""
+            f'Which: cutline sql {dataset} "select key, error, detail from pictures where error is not null"'
         )
         raise typer.Exit(DONE_IN_PART)
 

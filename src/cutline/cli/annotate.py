@@ -16,7 +16,9 @@ def run(
     annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="`cutline plugins` lists them.")],
     preset: Annotated[Path | None, typer.Argument(metavar="[PRESET]", help="A TOML file of its options.")] = None,
     options: Options = None,
-    layer: Annotated[str, typer.Option("--as", metavar="LAYER", help="Write to this layer instead of its usual one.")] = "",
+    layer: Annotated[
+        str, typer.Option("--as", metavar="LAYER", help="Write to this layer instead of its usual one.")
+    ] = "",
     where: Annotated[str, typer.Option(metavar="SQL", help="Only pictures that meet this condition.")] = "",
     retry: Annotated[str, typer.Option(metavar="errors|rejected", help="Do these again too.")] = "",
     limit: Annotated[int | None, typer.Option(min=0, help="At most this many pictures.")] = None,
@@ -59,13 +61,22 @@ def run(
         return
     with _events(log_json) as events:
         report = annotate(selection, workers=workers, events=events)
-    unreadable = opened.sql("select count(*) from pictures where error is not null and error <> 'vanished'").fetchall()[0][0]
+    unreadable = opened.sql("select count(*) from pictures where error is not null and error <> 'vanished'").fetchall()[
+        0
+    ][0]
     again = f"cutline annotate {dataset} {annotator} …"
     if not log_json:
-        counts = {"good": report.good, "repaired": report.repaired, "rejected": report.rejected, "failed": report.failed}
+        counts = {
+            "good": report.good,
+            "repaired": report.repaired,
+            "rejected": report.rejected,
+            "failed": report.failed,
+        }
         print(f"{selection.layer}: {counted(counts) or 'nothing to do'} in {report.seconds:.1f} s")
     if report.interrupted:
-        say(f"interrupted; {report.done:,} of {report.todo:,} are done and kept. To go on, give the same command again.")
+        say(
+            f"interrupted; {report.done:,} of {report.todo:,} are done and kept. To go on, give the same command again."
+        )
         raise typer.Exit(INTERRUPTED)
     if report.failed:
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")

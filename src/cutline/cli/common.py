@@ -16,7 +16,9 @@ INTERRUPTED = 130
 DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)]
 Options = Annotated[
     list[str] | None,
-    typer.Option("-o", "--option", metavar="KEY=VALUE", help="A setting of the plug-in; `cutline plugins NAME` lists them."),
+    typer.Option(
+        "-o", "--option", metavar="KEY=VALUE", help="A setting of the plug-in; `cutline plugins NAME` lists them."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from cutline.cli.common import DatasetPath, Options, counted
+from cutline.cli.common import DatasetPath, Options, counted, say
 
 
 def run(
     dataset: DatasetPath,
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="sidecar, kohya, metadata_jsonl; `cutline plugins`.")],
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="sidecar, kohya, metadata_jsonl …")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write.")],
     recipe: Annotated[
         str, typer.Option(metavar="RECIPE", help="A TOML file, or the name of one in .cutline/recipes.")
@@ -20,7 +20,7 @@ def run(
     options: Options = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; show what would change.")] = False,
 ) -> None:
-    """Write what a trainer reads. Without a recipe: the person's caption, else the only other layer's; the only tags."""
+    """Write what a trainer reads. Without a recipe: a person's caption, else the only other layer's; the only tags."""
     from cutline import options as settings
     from cutline import registry
     from cutline.dataset import Dataset
@@ -31,4 +31,6 @@ def run(
     manifest = export(opened, made, out, recipe=find_recipe(opened, recipe), dry_run=dry_run)
     for line in manifest.diff:
         print(line)
+    for note in manifest.notes:
+        say(note)
     print(f"{'would write ' if dry_run else ''}{manifest.out}: {counted(manifest.counts)}")

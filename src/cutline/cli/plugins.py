@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 
-def run(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Show only this one, with its options.")] = "") -> None:
+def run(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Show only this one, with its options.")] = "",
+) -> None:
     """List sources, annotators and exports; with a name, its options."""
     from cutline import registry
 

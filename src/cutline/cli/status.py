@@ -37,7 +37,9 @@ def run(
                 f"select count(*) from {identifier(name)} where verdict = 'rejected'"
             ).fetchall()[0][0]
         if missing:
-            entry["missing_keys"] = [row["key"] for batch in lacks.batches() for row in batch.select(["key"]).to_pylist()]
+            entry["missing_keys"] = [
+                row["key"] for batch in lacks.batches() for row in batch.select(["key"]).to_pylist()
+            ]
         layers[name] = entry
     found = {"pictures": dict(errors), "layers": layers}
     if as_json:
@@ -57,7 +59,11 @@ def _print(found: dict) -> None:  # type: ignore[type-arg]
         column.justify = "right"
     for name, entry in found["layers"].items():
         table.add_row(
-            name, *(f"{entry[column]:,}" if column in entry else "" for column in ("rows", "missing", "errors", "rejected", "parts"))
+            name,
+            *(
+                f"{entry[column]:,}" if column in entry else ""
+                for column in ("rows", "missing", "errors", "rejected", "parts")
+            ),
         )
     if found["layers"]:
         console.print(table)

@@ -1,0 +1,1 @@
+"""Tags and captions become one text."""

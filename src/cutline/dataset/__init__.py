@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
@@ -22,6 +22,9 @@ from cutline.files import whole_file
 from cutline.layer import Layer, identifier, layers_below, quote
 from cutline.options import CutlineError
 from cutline.pictures import Picture
+
+if TYPE_CHECKING:
+    from cutline.dataset.gather import Progress, Report
 
 VERSION = 1
 
@@ -119,8 +122,8 @@ class Dataset:
         if self.exists:
             if (fixed := self.key_rule) != rule:
                 raise CutlineError(
-                    f"{self.root} names its pictures by key={fixed.rule} prefix={fixed.prefix!r}, fixed when it was made. "
-                    "Leave those options out, or make another dataset."
+                    f"{self.root} names its pictures by key={fixed.rule} prefix={fixed.prefix!r}, as fixed when it was "
+                    "made. Leave those options out, or make another dataset."
                 )
             return
         if not self.root.is_dir():
@@ -209,7 +212,8 @@ class Dataset:
                 selected.append(f"null as {column}")
                 continue
             joins.append(
-                f"left join (select key, {layer_struct(name)} as {column} from {column}) as {column} on {column}.key = base.key"
+                f"left join (select key, {layer_struct(name)} as {column} from {column}) as {column} "
+                f"on {column}.key = base.key"
             )
             selected.append(f"{column}.{column}")
         return f"select {', '.join(selected)} from ({pictures}) as base {' '.join(joins)} order by base.key"
@@ -228,11 +232,18 @@ class Dataset:
         uri, size, mtime_ns, content = found
         return Picture(self.path(uri), size=size, mtime_ns=mtime_ns, content=content)
 
-    def add(self, source: Source, **how: Any) -> Any:
-        """Add what a source finds. See `gather.add` for the keywords (`rule`, `allow_vanish`, `progress`) and the report."""
+    def add(
+        self,
+        source: Source,
+        *,
+        rule: KeyRule | None = None,
+        allow_vanish: bool = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Add what a source finds: see `gather.add`."""
         from cutline.dataset.gather import add
 
-        return add(self, source, **how)
+        return add(self, source, rule=rule, allow_vanish=allow_vanish, progress=progress)
 
     def compact(self, *layers: str) -> dict[str, tuple[int, int]]:
         """Merge the parts of these layers (or of all). See `compact.compact`."""

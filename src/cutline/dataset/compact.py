@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def compact(dataset: Dataset, layers: tuple[str, ...]) -> dict[str, tuple[int, i
         reader = dataset.views.ask(question, lambda answer: iter(_Ahead(answer.to_arrow_reader(65_536))))
         after = 0
         for batches in _split(reader, cuts):
-            publish_file(layer.folder, lambda path, batches=batches: _write(path, schemas.schema(name), batches))
+            publish_file(layer.folder, partial(_write, schemas.schema(name), batches))
             after += 1
         retire(before)
         done[name] = (len(before), after)
@@ -115,7 +116,7 @@ def _split(batches: Iterator[pa.RecordBatch], cuts: list[str]) -> Iterator[Itera
         yield piece(first, remaining[0] if remaining else None)
 
 
-def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+def _write(schema: pa.Schema, batches: Iterator[pa.RecordBatch], path: Path) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_table(pa.Table.from_batches([batch]).cast(schema))

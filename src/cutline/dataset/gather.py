@@ -47,6 +47,7 @@ _FOUND = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("format", pa.string()),
+        ("orientation", pa.int32()),
         ("content", pa.string()),
         ("error", pa.string()),
         ("detail", pa.string()),
@@ -367,7 +368,7 @@ class _Adding:
         writer.flush()
 
     def _carry(self, layer: Layer, moves: dict[str, tuple[str, str]], changed: dict[str, str]) -> None:
-        """Write the words of moved pictures under their new key; tie words without content to the picture they were about.
+        """Write moved pictures' words under their new key; tie words without content to what they were about.
 
         A row without content goes for whatever is under its key. When another picture comes under that key, the
         row would end at the wrong one; so it is written again with the content that it was about.
@@ -406,7 +407,8 @@ class _Adding:
                 f"where key in ({listed}) and {row_id_sql()} in ({heads})"
             )
 
-        return self.dataset.views.ask(question, lambda done: done.to_arrow_table()).to_pylist()
+        found: list[dict[str, Any]] = self.dataset.views.ask(question, lambda done: done.to_arrow_table()).to_pylist()
+        return found
 
     # -- what is gone -----------------------------------------------------------------------------------------
 
@@ -439,12 +441,13 @@ class _Adding:
         before = self._one(f"select count(*) from known where {self._scope()} and error is null")
         if 2 * gone >= before:
             raise Vanished(
-                f"{gone} of {before} pictures below {self.covers} are gone. Is a disk not mounted? Nothing was marked as "
-                "vanished. If they are really gone, give the command again with --allow-vanish (their words are kept)."
+                f"{gone} of {before} pictures below {self.covers} are gone. Is a disk not mounted? Nothing was marked "
+                "as vanished. If they are really gone, add them with --allow-vanish (their words are kept)."
             )
 
     def _vanish(self, allow_vanish: bool) -> None:
-        gone = self.con.execute(f"from ({self._gone_sql()})").fetchall()
+        listed = self.con.sql(f"from ({self._gone_sql()})").fetchall()
+        gone = [entry for entry in listed if _is_gone(self.dataset.path(entry[1]))]
         self._refuse(sum(error is None and key not in self.moved_from for key, _, error in gone), allow_vanish)
         if not gone:
             return
@@ -477,15 +480,18 @@ class _Adding:
         self._note_words(name, staged)
         columns = [*schemas.columns(name), "error", "detail"]
         packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
+        unpacked = ", ".join(f"fresh.said.{identifier(column)}" for column in columns)
         known = name in self.dataset.layers()
         current = f"select key, content, struct_pack({packed}) as said from {identifier(name)}"
         if not known:
             current = "select key, content, null as said from now where false"
         reader = self.con.sql(f"""
-            select fresh.key, now.content, {", ".join(f"fresh.said.{identifier(c)}" for c in columns)}, case when fresh.said.error is not null then true end as deleted
+            select fresh.key, now.content, {unpacked},
+                case when fresh.said.error is not null then true end as deleted
             from (
                 select named.key, struct_pack({packed}) as said from {read_sql([staged])} as staged
-                join (select key, max(line) as line from named group by key) as named on staged.file_row_number = named.line
+                join (select key, max(line) as line from named group by key) as named
+                    on staged.file_row_number = named.line
             ) as fresh
             left join now using (key)
             left join ({current}) as cur using (key)
@@ -534,9 +540,11 @@ class _Adding:
         relative = f"case when starts_with(name, {quote(root)}) then substr(name, {len(root) + 1}) else name end"
         self.con.execute(f"""
             create or replace temp table named as
-            select coalesce(listed.key, {rule.sql("said.short")}, said.short) as key, line, listed.key is not null as sure, short
+            select coalesce(listed.key, {rule.sql("said.short")}, said.short) as key, line, short,
+                listed.key is not null as sure
             from (select name, {relative} as short, file_row_number as line from {read_sql([staged])}) as said
-            left join (select name, any_value(key) as key from found group by name) as listed on listed.name = said.name""")
+            left join (select name, any_value(key) as key from found group by name) as listed
+                on listed.name = said.name""")
         self.con.execute("update named set sure = true where key in (select key from now)")
         if not self._one("select count(*) from named where not sure"):
             return
@@ -564,6 +572,17 @@ class _Adding:
 
     def _one(self, sql: str) -> int:
         return int(self.con.sql(sql).fetchall()[0][0])
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether a file is really not there, and not merely out of reach (a folder that may not be read)."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _typed(schema: pa.Schema) -> str:

@@ -131,9 +131,7 @@ class Relation:
     @property
     def columns(self) -> list[str]:
         """The names of the answer's columns."""
-        return self._views.ask(
-            lambda: f"select * from ({self._sql()}) limit 0", lambda done: list(done.columns)
-        )
+        return self._views.ask(lambda: f"select * from ({self._sql()}) limit 0", lambda done: list(done.columns))
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows, as tuples."""

@@ -1,0 +1,1 @@
+"""Running an annotator over what its layer lacks."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
+from math import ceil
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -77,7 +78,7 @@ class _Worker:
     open: bool = False
     hungry: bool = False
     """Its session waits for more rows than it has: some want a window full before they answer."""
-    depth: int = 8
+    depth: int = 4
     """Rows to have in hand: four batches, so that it never waits for its parent."""
     hand: dict[str, tuple[int, Row]] = field(default_factory=dict)
     """Rows given and not answered: key -> (call, row)."""
@@ -155,6 +156,7 @@ class _Run:
         self.stopping = stopping
         self.source = selection.rows()
         self.exhausted = False
+        self.given = 0
         self.suspects: deque[list[Row]] = deque()
         self.kills: Counter[str] = Counter()
         self.starts = 0
@@ -222,7 +224,10 @@ class _Run:
             self._end(worker)
 
     def _fill(self, worker: _Worker) -> None:
-        rows = list(islice(self.source, max(worker.depth // 2, worker.depth - len(worker.hand))))
+        share = ceil((self.report.todo - self.given) / len(self.workers))  # at the end, none takes what all could do
+        most = max(worker.depth // 2, worker.depth - len(worker.hand))
+        rows = list(islice(self.source, min(most, max(share, worker.depth // 4, 1))))
+        self.given += len(rows)
         self.exhausted = not rows
         if rows:
             worker.hungry = False
@@ -259,7 +264,7 @@ class _Run:
         match message:
             case ("ready", batch_size):
                 worker.ready = True
-                worker.depth = max(8, 4 * batch_size)
+                worker.depth = 4 * batch_size
                 self.starts = 0
                 self.began = self.began or time.monotonic()
             case ("hungry",):

@@ -81,7 +81,9 @@ class Selection:
         if self.shard is None:
             total = self._missing().count()
         else:
-            total = sum(self.shard.has(key.as_py()) for batch in self._missing().batches() for key in batch.column("key"))
+            total = sum(
+                self.shard.has(key.as_py()) for batch in self._missing().batches() for key in batch.column("key")
+            )
         return total if self.limit is None else min(total, self.limit)
 
     def _missing(self, reads: tuple[str, ...] = ()) -> Relation:

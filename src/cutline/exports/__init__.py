@@ -1,0 +1,1 @@
+"""Plug-ins that write other people's formats."""

@@ -19,7 +19,7 @@ from cutline.options import CutlineError
 
 
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
-    """A recipe by path or by its name in the dataset's `recipes` folder; without one, the obvious one (or a refusal)."""
+    """A recipe by path or by its name in the dataset's `recipes` folder; without one, the obvious one or a refusal."""
     if not name:
         return default_recipe(dataset.layers())
     for path in (Path(name), dataset.home / "recipes" / f"{name}.toml"):
@@ -53,7 +53,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
 
 
 def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
-    """The batches that exports are given: key, uri, path, width, height, caption, tags, text; sorted by key."""
+    """The batches that exports are given: key, uri, path, width, height, orientation, caption, tags, text; sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
     for batch in dataset.scan(*recipe.layers):
         caption, tags = recipe.parts(batch)
@@ -61,7 +61,7 @@ def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
         paths = pa.array([uri if uri.startswith("/") else root + uri for uri in uris], pa.string())
         text = recipe.compose(batch, seed=0)
         columns = [batch.column(name) for name in ("key", "uri")] + [paths]
-        columns += [batch.column(name) for name in ("width", "height")] + [caption, tags, text]
+        columns += [batch.column(name) for name in ("width", "height", "orientation")] + [caption, tags, text]
         yield pa.RecordBatch.from_arrays(
-            columns, names=["key", "uri", "path", "width", "height", "caption", "tags", "text"]
+            columns, names=["key", "uri", "path", "width", "height", "orientation", "caption", "tags", "text"]
         )

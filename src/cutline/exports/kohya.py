@@ -26,7 +26,7 @@ class Kohya:
     """
 
     image_size: bool = option(
-        True, "write each picture's size, as a viewer shows it; without, the trainer reads it from the picture"
+        True, "write each picture's size as the trainer sees it, which ignores EXIF; without, it opens every picture"
     )
     legacy: bool = option(False, "name pictures by their bare stems, for old tools; today's trainers cannot load that")
 
@@ -34,18 +34,19 @@ class Kohya:
         """Write the file, whole or not at all; pictures without words are left out and counted."""
         if out.suffix not in (".json", ".jsonl") or out.is_dir():
             raise OptionError(f"kohya writes one file: {out} must end with .json or .jsonl")
-        counts: Counter[str] = Counter()
+        counts = Counter(written=0, unchanged=0, without_text=0)
 
         def produce(handle: IO[bytes]) -> None:
             kohya.write(handle, self._entries(rows, counts), lines=out.suffix == ".jsonl")
 
         sha256, changed, diff = write_file(out, produce, dry_run=dry_run)
-        found = {("written" if changed else "unchanged"): counts["entries"], "without_text": counts["without_text"]}
-        return Manifest("kohya", out, found, sha256, diff)
+        counts["written" if changed else "unchanged"] = counts.pop("entries", 0)
+        return Manifest("kohya", out, dict(counts), sha256, diff)
 
     def _entries(self, rows: Iterator[pa.RecordBatch], counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         users: dict[str, list[str]] = {}
-        for uri, caption, tags, width, height in columns(rows, "uri", "caption", "tags", "width", "height"):
+        names = ("uri", "caption", "tags", "width", "height", "orientation")
+        for uri, caption, tags, width, height, orientation in columns(rows, *names):
             if not caption and not tags:
                 counts["without_text"] += 1
                 continue
@@ -60,7 +61,7 @@ class Kohya:
             if tags:
                 fields["tags"] = tags
             if self.image_size and width and height:
-                fields["image_size"] = [width, height]
+                fields["image_size"] = [height, width] if (orientation or 1) >= 5 else [width, height]
             yield name, fields
         shared = [f"{stem}: {', '.join(uris)}" for stem, uris in users.items() if len(uris) > 1]
         refuse(shared, "with legacy=true these pictures would share a name", "Leave legacy=true out.")

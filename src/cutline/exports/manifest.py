@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-COLUMNS = ("key", "uri", "path", "width", "height", "caption", "tags", "text")
+COLUMNS = ("key", "uri", "path", "width", "height", "orientation", "caption", "tags", "text")
 """What the rows of an export hold.
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; `path` is that file on this

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,8 +46,13 @@ class MetadataJsonl:
             if out.name != _FILE:
                 raise OptionError(f"datasets reads a file called {_FILE}, so {out.name} would never be found")
             folder = folder.parent
-        counts: Counter[str] = Counter()
+        counts = Counter(written=0, unchanged=0, without_text=0)
         with spooled(rows) as again:
+            refuse(
+                [name for name, *_ in self._texts(folder, again) if "\\" in name],
+                "datasets takes a backslash in a file name for a slash, and would look for these pictures elsewhere",
+                "Rename them.",
+            )
             if self.pictures:
                 self._check_pictures(folder, again)
                 for name, _, path, _ in self._texts(folder, again):
@@ -103,9 +109,7 @@ class MetadataJsonl:
             if self.pictures == "link":
                 os.link(os.path.realpath(picture), there)
             else:
-                hidden = there.with_name(f".cutline-{os.getpid()}.tmp")
-                shutil.copy2(picture, hidden)
-                os.replace(hidden, there)
+                _copy(picture, there)
         except FileNotFoundError:
             raise CutlineError(f"{picture} has vanished. Look again: cutline add") from None
         except OSError as error:
@@ -129,6 +133,15 @@ def _check_below(folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]) ->
 
 def _prefix(folder: Path) -> str:
     return folder.as_posix().rstrip("/") + "/"
+
+
+def _copy(picture: Path, there: Path) -> None:
+    hidden = there.with_name(f".cutline-{secrets.token_hex(6)}.tmp")
+    try:
+        shutil.copy2(picture, hidden)
+        os.replace(hidden, there)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def _same(picture: Path, there: Path) -> bool:

@@ -58,7 +58,7 @@ class Sidecar:
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
         """Write the files, each whole or not at all. Whatever cannot be written is refused before anything is."""
         out = Path(os.path.abspath(out.expanduser()))
-        counts: Counter[str] = Counter(dict.fromkeys(("written", "unchanged", "skipped", "without_text"), 0))
+        counts = Counter(written=0, unchanged=0, skipped=0, without_text=0)
         hashes: list[str] = []
         diff: list[str] = []
         with spooled(rows) as again:

@@ -37,7 +37,7 @@ def _read_object(path: Path) -> Iterator[Entry]:
     import ijson
 
     with opened(path) as handle:
-        count, last = 0, "its start"
+        count, name = 0, ""
         if handle.read(3) != b"\xef\xbb\xbf":
             handle.seek(0)
         try:
@@ -45,7 +45,7 @@ def _read_object(path: Path) -> Iterator[Entry]:
             if source.first != b"{":
                 raise CutlineError(f"{path} is not a JSON object of pictures: it starts with {source.first!r}")
             for name, value in ijson.kvitems(source, "", use_float=True, buf_size=_CHUNK):
-                count, last = count + 1, f"entry {count + 1}, {name!r}"
+                count += 1
                 where = f"{name!r} in {path.name}"
                 if isinstance(value, dict):
                     yield named(where, name, value)
@@ -53,6 +53,7 @@ def _read_object(path: Path) -> Iterator[Entry]:
                     yield Entry(where, name, error="bad_value", detail=f"it is {kind(value)}, not an object")
         except (ijson.JSONError, ValueError) as error:
             problem = " ".join(str(error).partition("(right here)")[0].split())
+            last = f"entry {count}, {name!r}" if count else "its start"
             raise CutlineError(
                 f"{path} is broken JSON after {last}: {problem}. Mend it there, or make it anew, and add it again."
             ) from None
@@ -64,8 +65,8 @@ class _Marked:
     The parser that ijson runs on would put a question mark in its place, and nobody would know. A NUL is refused.
     """
 
-    _LONE = re.compile(
-        rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+    _LONE = re.compile(  # begins with plain bytes, which makes the search fast
+        rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD].))", re.DOTALL
     )
     _ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..|\\.", re.DOTALL)
 

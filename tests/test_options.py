@@ -1,0 +1,467 @@
+"""The options walk: every option of every plug-in and command names here what can be seen of it.
+
+An option without an entry fails: nothing is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import typer.main
+from PIL import Image
+
+import tiny
+from cutline import options, registry
+from cutline.annotators.session import Row
+from cutline.cli.main import app
+from cutline.dataset import Dataset
+from cutline.options import CutlineError, OptionError
+from cutline.pictures import Picture
+
+
+class World:
+    """A little dataset, a tiny model, and short ways to use them."""
+
+    def __init__(self, folder: Path, blip: Path, adapter: Path) -> None:
+        self.folder = folder
+        self.photos = folder / "photos"
+        self.blip, self.adapter = blip, adapter
+        (self.photos / "trip").mkdir(parents=True)
+        for number, name in enumerate(("a.png", "b.png", "trip/c.png", "trip/d.png")):
+            Image.radial_gradient("L").resize((64, 48)).rotate(number * 77).save(self.photos / name)
+            (self.photos / name).with_suffix(".txt").write_text(f"cat {number}, dog")
+
+    def cli(self, *words: str | Path, code: int = 0) -> str:
+        """Run a command; its standard output (and error, where it fails)."""
+        done = subprocess.run(
+            [sys.executable, "-m", "cutline", *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stdout + done.stderr
+
+    def add(self, source: str = "folder", **given: Any) -> Dataset:
+        dataset = Dataset(self.photos)
+        dataset.add(options.fill(registry.load("sources", source), {"path": self.photos, **given}))
+        return dataset
+
+    def export(self, name: str, out: str, **given: Any) -> Path:
+        from cutline.exports.export import export, find_recipe
+
+        dataset = self.add()
+        plugin = options.fill(registry.load("exports", name), given)
+        return export(dataset, plugin, self.folder / out, recipe=find_recipe(dataset, "")).out
+
+    def rows(self) -> list[Row]:
+        return [
+            {"key": path.name, "uri": path.name, "picture": Picture(path), "attempt": 1, "content": None}
+            | {"width": 64, "height": 48, "format": "PNG"}
+            for path in sorted(self.photos.rglob("*.png"))
+        ]
+
+    def answers(self, name: str, **given: Any) -> list[Row]:
+        plugin = options.fill(registry.load("annotators", name), given)
+        return sorted(plugin.load()(iter(self.rows())), key=lambda row: str(row["key"]))
+
+    def say(self, **given: Any) -> list[str]:
+        return [row["raw"] for row in self.answers("blip", **{"model": str(self.blip), "max_tokens": 20, **given})]
+
+    def changes(self, **given: Any) -> bool:
+        """Whether BLIP says something else with these settings."""
+        return self.say() != self.say(**given)
+
+    def samples_change(self, **given: Any) -> bool:
+        return self.say(sample=True) != self.say(sample=True, **given)
+
+
+Seen = Callable[[World], bool]
+
+
+def refused(act: Callable[[], Any]) -> bool:
+    try:
+        act()
+    except CutlineError:
+        return True
+    return False
+
+
+def threads_of(world: World, count: int) -> int:
+    """How many threads prepare pictures for BLIP."""
+    session = options.fill(registry.load("annotators", "blip"), {"model": str(world.blip), "threads": count}).load()
+    names, prepare, barrier = set(), session.prepare, threading.Barrier(count)
+
+    def watched(row: Row) -> Any:
+        names.add(threading.current_thread().name)
+        barrier.wait(30)
+        return prepare(row)
+
+    session.prepare = watched
+    assert len(list(session(iter(world.rows())))) == 4
+    return len(names)
+
+
+def words(dataset: Dataset, layer: str) -> list[Any]:
+    return (
+        dataset.sql(f'select * exclude (key, content) from "{layer}"').fetchall() if layer in dataset.layers() else []
+    )
+
+
+def kohya_file(world: World) -> Path:
+    path = world.folder / "meta.json"
+    path.write_text(json.dumps({"a.png": {"caption": "a cat"}, "trip/c.png": {"tags": "one, two"}}))
+    return path
+
+
+def imagefolder(world: World) -> Path:
+    lines = [{"file_name": "a.png", "text": "short", "long": "a longer one"}]
+    (world.photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return world.photos
+
+
+PLUGINS: dict[str, Seen] = {
+    "sources folder path": lambda w: w.add(path=w.photos / "trip").sql("from pictures").count() == 2,
+    "sources folder sidecars": lambda w: bool(words(w.add(sidecars="tags"), "tags/sidecar")),
+    "sources imagefolder path": lambda w: w.add("imagefolder", path=imagefolder(w)).sql("from pictures").count() == 4,
+    "sources imagefolder text_column": lambda w: (
+        w.add("imagefolder", path=imagefolder(w), text_column="long")
+        .sql('select text from "captions/imagefolder"')
+        .fetchall()
+        == [("a longer one",)]
+    ),
+    "sources kohya path": lambda w: len(words(w.add("kohya", path=kohya_file(w)), "captions/kohya")) == 1,
+    "sources kohya image_dir": lambda w: (
+        w.add("kohya", path=kohya_file(w), image_dir=w.photos).sql("from pictures").count() == 2
+    ),
+    "sources kohya layer": lambda w: "tags/mine" in w.add("kohya", path=kohya_file(w), layer="mine").layers(),
+    "exports sidecar extension": lambda w: (w.export("sidecar", "out", extension="caption") / "a.caption").exists(),
+    "exports sidecar mode": lambda w: (
+        (
+            w.export("sidecar", "out"),
+            (w.folder / "out/a.txt").write_text("mine"),
+            w.export("sidecar", "out", mode="append"),
+        )
+        and (w.folder / "out/a.txt").read_text() == "mine, cat 0, dog"
+    ),
+    "exports sidecar separator": lambda w: (
+        (
+            w.export("sidecar", "out"),
+            (w.folder / "out/a.txt").write_text("mine"),
+            w.export("sidecar", "out", mode="prepend", separator=" | "),
+        )
+        and (w.folder / "out/a.txt").read_text() == "cat 0, dog | mine"
+    ),
+    "exports kohya image_size": lambda w: (
+        "image_size" not in w.export("kohya", "x.json", image_size=False).read_text()
+        and "image_size" in w.export("kohya", "y.json").read_text()
+    ),
+    "exports kohya legacy": lambda w: (
+        set(json.loads(w.export("kohya", "x.json", legacy=True).read_text())) == set("abcd")
+    ),
+    "exports metadata_jsonl pictures": lambda w: (
+        w.export("metadata_jsonl", "out", pictures="copy").with_name("a.png").exists()
+        and refused(lambda: w.export("metadata_jsonl", "elsewhere"))
+    ),
+    "annotators echo says": lambda w: w.answers("echo", says="{width}")[0]["texts"] == ["64"],
+    "annotators echo open": lambda w: (
+        (w.photos / "a.png").write_bytes(b"no picture") > 0
+        and w.answers("echo", open="false")[0].get("error") is None
+        and w.answers("echo")[0]["error"] == "not_an_image"
+    ),
+    "annotators echo seconds": lambda w: (
+        refused(lambda: w.answers("echo", seconds=-1)) and _takes(w, seconds=0.05) > 0.2
+    ),
+    "annotators blip model": lambda w: w.say() != w.say(model=str(tiny.save_blip(w.folder / "other", seed=5))),
+    "annotators blip revision": lambda w: refused(lambda: w.say(revision="main")),
+    "annotators blip adapter": lambda w: w.changes(adapter=str(w.adapter)),
+    "annotators blip prompt": lambda w: w.changes(prompt="a red"),
+    "annotators blip beams": lambda w: w.say(max_tokens=30) != w.say(max_tokens=30, beams=1),
+    "annotators blip sample": lambda w: w.changes(sample=True),
+    "annotators blip temperature": lambda w: w.samples_change(temperature=3.0),
+    "annotators blip top_p": lambda w: w.samples_change(top_p=0.1),
+    "annotators blip seed": lambda w: w.samples_change(seed=1),
+    "annotators blip min_tokens": lambda w: w.changes(min_tokens=20),
+    "annotators blip max_tokens": lambda w: w.changes(max_tokens=5),
+    "annotators blip repetition_penalty": lambda w: w.changes(repetition_penalty=3.0),
+    "annotators blip dtype": lambda w: w.changes(dtype="bfloat16"),
+    # Rows of one batch share its time.
+    "annotators blip batch_size": lambda w: (
+        len({row["seconds"] for row in w.answers("blip", model=str(w.blip), max_tokens=5, batch_size=2)}) == 2
+    ),
+    "annotators blip threads": lambda w: threads_of(w, 2) == 2 and threads_of(w, 4) == 4,
+    "annotators blip device": lambda w: refused(lambda: w.say(device="cuda:7")),
+}
+
+
+def _takes(world: World, **given: Any) -> float:
+    import time
+
+    started = time.monotonic()
+    world.answers("echo", **given)
+    return time.monotonic() - started
+
+
+def plugin_options() -> Iterator[str]:
+    for group in ("sources", "annotators", "exports"):
+        for name in registry._BUILT_IN[group]:
+            for entry in dataclasses.fields(registry.load(group, name)):
+                yield f"{group} {name} {entry.name}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    blip = tiny.save_blip(tmp_path_factory.mktemp("blip"))
+    return blip, tiny.save_blip_adapter(tmp_path_factory.mktemp("adapter"), blip)
+
+
+@pytest.fixture
+def world(tmp_path: Path, models: tuple[Path, Path]) -> World:
+    return World(tmp_path, *models)
+
+
+@pytest.mark.parametrize("name", list(plugin_options()))
+def test_every_option_of_a_plugin_can_be_seen(name: str, world: World) -> None:
+    assert name in PLUGINS, "say in PLUGINS what can be observed of this option"
+    assert PLUGINS[name](world)
+
+
+def test_no_entry_is_left_over() -> None:
+    assert set(PLUGINS) == set(plugin_options())
+    assert set(COMMANDS) == set(command_options())
+
+
+@pytest.mark.parametrize("name", sorted(set(PLUGINS)))
+def test_every_option_has_a_help_text_and_survives_as_text(name: str) -> None:
+    group, plugin, option = name.split()
+    entry = next(e for e in dataclasses.fields(registry.load(group, plugin)) if e.name == option)
+    assert entry.metadata["help"]
+    if isinstance(entry.default, (bool, int, float)):
+        made = options.fill(registry.load(group, plugin), {option: str(entry.default), **_required(group, plugin)})
+        assert getattr(made, option) == entry.default
+
+
+def _required(group: str, plugin: str) -> dict[str, str]:
+    return {"path": "."} if group == "sources" else {}
+
+
+# -- commands -------------------------------------------------------------------------------------------------
+
+
+def with_error(world: World) -> Path:
+    """The dataset, echoed once while one file had been changed behind its back."""
+    world.cli("add", world.photos)
+    saved = (world.photos / "a.png").read_bytes()
+    (world.photos / "a.png").write_bytes(b"changed!")
+    world.cli("annotate", world.photos, "echo", code=3)
+    (world.photos / "a.png").write_bytes(saved)
+    return world.photos
+
+
+def echoed(world: World, *words: str | Path) -> int:
+    """How many rows `annotate echo` leaves with these words."""
+    world.cli("add", world.photos)
+    world.cli("annotate", world.photos, "echo", *words)
+    layer = "captions/b" if "captions/b" in words else "captions/echo"
+    return Dataset(world.photos).sql(f'from "{layer}"').count()
+
+
+def preset(world: World) -> Path:
+    path = world.folder / "p.toml"
+    path.write_text('says = "from a preset"')
+    return path
+
+
+def texts(world: World) -> set[str]:
+    return {text for (text,) in Dataset(world.photos).sql('select text from "captions/echo"').fetchall()}
+
+
+def recipe(world: World) -> Path:
+    path = world.folder / "r.toml"
+    path.write_text('[captions]\nfirst_of = ["captions/echo"]\n')
+    return path
+
+
+def two_layers(world: World) -> Path:
+    world.cli("add", world.photos)
+    world.cli("annotate", world.photos, "echo")
+    return world.photos
+
+
+def vanish(world: World, *words: str, code: int) -> str:
+    world.cli("add", world.photos)
+    for name in ("a.png", "b.png", "trip/c.png"):
+        (world.photos / name).unlink()
+    return world.cli("add", world.photos, *words, code=code)
+
+
+COMMANDS: dict[str, Seen] = {
+    "demo folder": lambda w: "not the demo's" in w.cli("demo", w.folder, code=1) if (w.folder / "pictures").mkdir() is None else False,
+    "add dataset": lambda w: "4 added" in w.cli("add", w.photos),
+    "add paths": lambda w: "2 added" in w.cli("add", w.photos, w.photos / "trip"),
+    "add source": lambda w: "(imagefolder)" in w.cli("add", imagefolder(w), "--from", "imagefolder"),
+    "add options": lambda w: "tags/sidecar" in w.cli("add", w.photos, "-o", "sidecars=tags"),
+    "add key": lambda w: w.cli("add", w.photos, "--key", "stem") != "" and Dataset(w.photos).picture("d").path.name == "d.png",
+    "add prefix": lambda w: w.cli("add", w.photos, "--prefix", "x/") != "" and bool(Dataset(w.photos).picture("x/a.png")),
+    "add allow_vanish": lambda w: "--allow-vanish" in vanish(w, code=1)
+    and "3 vanished" in w.cli("add", w.photos, "--allow-vanish"),
+    "add as_json": lambda w: json.loads(w.cli("add", w.photos, "--json"))["added"] == 4,
+    "status dataset": lambda w: "4 readable" in w.cli("status", two_layers(w)),
+    "status missing": lambda w: "captions/echo\tb.png" in (echoed(w, "--limit", "1"), w.cli("status", w.photos, "--missing"))[1],
+    "status as_json": lambda w: json.loads(w.cli("status", two_layers(w), "--json"))["pictures"] == {"readable": 4},
+    "annotate dataset": lambda w: echoed(w) == 4,
+    "annotate annotator": lambda w: "no annotator is called" in (w.cli("add", w.photos), w.cli("annotate", w.photos, "nobody", code=1))[1],
+    "annotate preset": lambda w: echoed(w, preset(w)) == 4 and texts(w) == {"from a preset"},
+    "annotate options": lambda w: echoed(w, preset(w), "-o", "says=typed") == 4 and texts(w) == {"typed"},
+    "annotate layer": lambda w: echoed(w, "--as", "captions/b") == 4,
+    "annotate where": lambda w: echoed(w, "--where", "key like 'trip/%'") == 2,
+    "annotate retry": lambda w: "1 good" in w.cli("annotate", with_error(w), "echo", "--retry", "errors"),
+    "annotate limit": lambda w: echoed(w, "--limit", "3") == 3,
+    "annotate shard": lambda w: (first := echoed(w, "--shard", "0/2")) < 4 and echoed(w, "--shard", "1/2") == 4 and first >= 0,
+    "annotate workers": lambda w: _workers(w, 1) == 1 and _workers(w, 3) == 3,
+    "annotate dry_run": lambda w: '"says": "a picture called a.png"' in (w.cli("add", w.photos), w.cli("annotate", w.photos, "echo", "--dry-run"))[1]
+    and "captions/echo" not in Dataset(w.photos).layers(),
+    "annotate log_json": lambda w: [
+        json.loads(line)["event"] for line in (w.cli("add", w.photos), w.cli("annotate", w.photos, "echo", "--log-json"))[1].split("\n")[:-1]
+    ][0] == "start",
+    "export dataset": lambda w: "4 written" in (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out"))[1],
+    "export format": lambda w: "no export is called" in (w.cli("add", w.photos), w.cli("export", w.photos, "nothing", "out", code=1))[1],
+    "export out": lambda w: (w.cli("add", w.photos), w.cli("export", w.photos, "kohya", w.folder / "o.json")) and (w.folder / "o.json").exists(),
+    "export recipe": lambda w: "several" in w.cli("export", two_layers(w), "sidecar", w.folder / "out", code=1).lower()
+    and "4 written" in w.cli("export", w.photos, "sidecar", w.folder / "out", "--recipe", recipe(w))
+    and (w.folder / "out/a.txt").read_text() == "a picture called a.png",
+    "export options": lambda w: (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out", "-o", "extension=x")) and (w.folder / "out/a.x").exists(),
+    "export dry_run": lambda w: "+cat 0, dog" in (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out", "--dry-run"))[1]
+    and not (w.folder / "out").exists(),
+    "plugins name": lambda w: "-o says=" in w.cli("plugins", "echo") and "-o" not in w.cli("plugins"),
+    "sql dataset": lambda w: "4" in (w.cli("add", w.photos), w.cli("sql", w.photos, "select count(*) from pictures"))[1],
+    "sql query": lambda w: "Catalog Error" in (w.cli("add", w.photos), w.cli("sql", w.photos, "from nothing", code=1))[1],
+    "sql as_json": lambda w: json.loads((w.cli("add", w.photos), w.cli("sql", w.photos, "select 1 as one", "--json"))[1]) == {"one": 1},
+    "compact dataset": lambda w: "pictures: 2 parts -> 1" in _two_parts(w),
+    "compact layers": lambda w: "pictures" not in (_two_parts(w, run=False), w.cli("compact", w.photos, "captions/sidecar"))[1],
+}  # fmt: skip
+
+
+def _two_parts(world: World, *, run: bool = True) -> str:
+    world.cli("add", world.photos)
+    Image.new("RGB", (9, 9)).save(world.photos / "new.png")
+    world.cli("add", world.photos)
+    return world.cli("compact", world.photos) if run else ""
+
+
+def _workers(world: World, count: int) -> int:
+    """How many processes an annotator's rows come from."""
+    from cutline.engine.here import annotate
+    from cutline.engine.selection import Selection
+
+    dataset = world.add()
+    layer = f"captions/{count}"
+    annotate(Selection(dataset, Processes(), layer), workers=count)
+    return len(dataset.sql(f'select distinct text from "{layer}"').fetchall())
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Says which process it is, slowly enough that each has its turn."""
+
+    writes = "captions/processes"
+    reads = ("pictures",)
+    workers: Literal["device", "core"] = "device"
+
+    def load(self) -> Any:
+        return self.session
+
+    @staticmethod
+    def session(rows: Iterator[Row]) -> Iterator[Row]:
+        import time
+
+        for row in rows:
+            time.sleep(1.0)
+            yield {"key": row["key"], "texts": [str(os.getpid())], "verdict": "good"}
+
+
+def command_options() -> Iterator[str]:
+    group: Any = typer.main.get_command(app)
+    for verb, command in group.commands.items():
+        for parameter in command.params:
+            if parameter.name != "help":
+                yield f"{verb} {parameter.name}"
+
+
+@pytest.mark.parametrize("name", list(command_options()))
+def test_every_option_of_a_command_can_be_seen(name: str, world: World) -> None:
+    assert name in COMMANDS, "say in COMMANDS what can be observed of this option"
+    assert COMMANDS[name](world)
+
+
+# -- how text becomes settings --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some settings."""
+
+    count: int = options.option(1, "how many")
+    rate: float = options.option(0.5, "how fast")
+    loud: bool = options.option(False, "whether")
+    names: list[str] = options.option(["a"], "which")  # noqa: RUF008
+    way: Literal["up", "down"] = options.option("up", "where to")
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({"count": "8"}, 8),
+        ({"rate": "1e-3"}, 0.001),
+        ({"loud": "true"}, True),
+        ({"names": "b, c"}, ["b", "c"]),
+        ({"names": ["d"]}, ["d"]),
+        ({"way": "down"}, "down"),
+    ],
+)
+def test_text_becomes_typed(given: dict[str, Any], value: Any) -> None:
+    assert getattr(options.fill(Sample, given), next(iter(given))) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cuont": "8"}, "no option 'cuont'"),
+        ({"count": "many"}, "count='many' does not fit"),
+        ({"way": "left"}, "way='left' does not fit"),
+        ({"loud": "perhaps"}, "loud='perhaps' does not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(given: dict[str, str], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        options.fill(Sample, given)
+
+
+@pytest.mark.parametrize("pair", ["count", "=8", "count=1 count=2"])
+def test_pairs_that_are_none_are_refused(pair: str) -> None:
+    with pytest.raises(OptionError):
+        options.parse(pair.split())
+
+
+def test_identity_is_the_settings_that_count_and_the_bytes_of_models(tmp_path: Path) -> None:
+    model = tiny.save_blip(tmp_path / "one")
+    copy = tiny.save_blip(tmp_path / "two")
+    other = tiny.save_blip(tmp_path / "three", seed=9)
+    blip = registry.load("annotators", "blip")
+
+    def code(**given: Any) -> str:
+        return options.digest(options.identity(options.fill(blip, given)))
+
+    assert code(model=str(model)) == code(model=str(copy), batch_size=3, threads=1, device="cpu")
+    assert len({code(model=str(model)), code(model=str(other)), code(model=str(model), beams=1)}) == 3
