@@ -27,6 +27,7 @@ from cutline.cli.main import app
 from cutline.dataset import Dataset
 from cutline.options import CutlineError, OptionError
 from cutline.pictures import Picture
+from processes import Processes
 
 
 class World:
@@ -306,51 +307,220 @@ def vanish(world: World, *words: str, code: int) -> str:
     return world.cli("add", world.photos, *words, code=code)
 
 
-COMMANDS: dict[str, Seen] = {
-    "demo folder": lambda w: "not the demo's" in w.cli("demo", w.folder, code=1) if (w.folder / "pictures").mkdir() is None else False,
-    "add dataset": lambda w: "4 added" in w.cli("add", w.photos),
-    "add paths": lambda w: "2 added" in w.cli("add", w.photos, w.photos / "trip"),
-    "add source": lambda w: "(imagefolder)" in w.cli("add", imagefolder(w), "--from", "imagefolder"),
-    "add options": lambda w: "tags/sidecar" in w.cli("add", w.photos, "-o", "sidecars=tags"),
-    "add key": lambda w: w.cli("add", w.photos, "--key", "stem") != "" and Dataset(w.photos).picture("d").path.name == "d.png",
-    "add prefix": lambda w: w.cli("add", w.photos, "--prefix", "x/") != "" and bool(Dataset(w.photos).picture("x/a.png")),
-    "add allow_vanish": lambda w: "--allow-vanish" in vanish(w, code=1)
-    and "3 vanished" in w.cli("add", w.photos, "--allow-vanish"),
-    "add as_json": lambda w: json.loads(w.cli("add", w.photos, "--json"))["added"] == 4,
-    "status dataset": lambda w: "4 readable" in w.cli("status", two_layers(w)),
-    "status missing": lambda w: "captions/echo\tb.png" in (echoed(w, "--limit", "1"), w.cli("status", w.photos, "--missing"))[1],
-    "status as_json": lambda w: json.loads(w.cli("status", two_layers(w), "--json"))["pictures"] == {"readable": 4},
-    "annotate dataset": lambda w: echoed(w) == 4,
-    "annotate annotator": lambda w: "no annotator is called" in (w.cli("add", w.photos), w.cli("annotate", w.photos, "nobody", code=1))[1],
-    "annotate preset": lambda w: echoed(w, preset(w)) == 4 and texts(w) == {"from a preset"},
-    "annotate options": lambda w: echoed(w, preset(w), "-o", "says=typed") == 4 and texts(w) == {"typed"},
-    "annotate layer": lambda w: echoed(w, "--as", "captions/b") == 4,
-    "annotate where": lambda w: echoed(w, "--where", "key like 'trip/%'") == 2,
-    "annotate retry": lambda w: "1 good" in w.cli("annotate", with_error(w), "echo", "--retry", "errors"),
-    "annotate limit": lambda w: echoed(w, "--limit", "3") == 3,
-    "annotate shard": lambda w: (first := echoed(w, "--shard", "0/2")) < 4 and echoed(w, "--shard", "1/2") == 4 and first >= 0,
-    "annotate workers": lambda w: _workers(w, 1) == 1 and _workers(w, 3) == 3,
-    "annotate dry_run": lambda w: '"says": "a picture called a.png"' in (w.cli("add", w.photos), w.cli("annotate", w.photos, "echo", "--dry-run"))[1]
-    and "captions/echo" not in Dataset(w.photos).layers(),
-    "annotate log_json": lambda w: [
-        json.loads(line)["event"] for line in (w.cli("add", w.photos), w.cli("annotate", w.photos, "echo", "--log-json"))[1].split("\n")[:-1]
-    ][0] == "start",
-    "export dataset": lambda w: "4 written" in (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out"))[1],
-    "export format": lambda w: "no export is called" in (w.cli("add", w.photos), w.cli("export", w.photos, "nothing", "out", code=1))[1],
-    "export out": lambda w: (w.cli("add", w.photos), w.cli("export", w.photos, "kohya", w.folder / "o.json")) and (w.folder / "o.json").exists(),
-    "export recipe": lambda w: "several" in w.cli("export", two_layers(w), "sidecar", w.folder / "out", code=1).lower()
-    and "4 written" in w.cli("export", w.photos, "sidecar", w.folder / "out", "--recipe", recipe(w))
-    and (w.folder / "out/a.txt").read_text() == "a picture called a.png",
-    "export options": lambda w: (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out", "-o", "extension=x")) and (w.folder / "out/a.x").exists(),
-    "export dry_run": lambda w: "+cat 0, dog" in (w.cli("add", w.photos), w.cli("export", w.photos, "sidecar", w.folder / "out", "--dry-run"))[1]
-    and not (w.folder / "out").exists(),
-    "plugins name": lambda w: "-o says=" in w.cli("plugins", "echo") and "-o" not in w.cli("plugins"),
-    "sql dataset": lambda w: "4" in (w.cli("add", w.photos), w.cli("sql", w.photos, "select count(*) from pictures"))[1],
-    "sql query": lambda w: "Catalog Error" in (w.cli("add", w.photos), w.cli("sql", w.photos, "from nothing", code=1))[1],
-    "sql as_json": lambda w: json.loads((w.cli("add", w.photos), w.cli("sql", w.photos, "select 1 as one", "--json"))[1]) == {"one": 1},
-    "compact dataset": lambda w: "pictures: 2 parts -> 1" in _two_parts(w),
-    "compact layers": lambda w: "pictures" not in (_two_parts(w, run=False), w.cli("compact", w.photos, "captions/sidecar"))[1],
-}  # fmt: skip
+COMMANDS: dict[str, Seen] = {}
+
+
+def seen(name: str) -> Callable[[Seen], Seen]:
+    """What can be observed of this option of a command."""
+
+    def keep(act: Seen) -> Seen:
+        COMMANDS[name] = act
+        return act
+
+    return keep
+
+
+def added(world: World, *words: str | Path, code: int = 0) -> str:
+    """Add the pictures, then run this command."""
+    world.cli("add", world.photos)
+    return world.cli(*words, code=code)
+
+
+def exported(world: World, *words: str | Path) -> str:
+    return added(world, "export", world.photos, "sidecar", world.folder / "out", *words)
+
+
+@seen("demo folder")
+def _(w: World) -> bool:
+    (w.folder / "pictures").mkdir()
+    return "not the demo's" in w.cli("demo", w.folder, code=1)
+
+
+@seen("add dataset")
+def _(w: World) -> bool:
+    return "4 added" in w.cli("add", w.photos)
+
+
+@seen("add paths")
+def _(w: World) -> bool:
+    return "2 added" in w.cli("add", w.photos, w.photos / "trip")
+
+
+@seen("add source")
+def _(w: World) -> bool:
+    return "(folder)" in w.cli("add", imagefolder(w), "--from", "folder")
+
+
+@seen("add options")
+def _(w: World) -> bool:
+    return "tags/sidecar" in w.cli("add", w.photos, "-o", "sidecars=tags")
+
+
+@seen("add key")
+def _(w: World) -> bool:
+    w.cli("add", w.photos, "--key", "stem")
+    return Dataset(w.photos).picture("d").path.name == "d.png"
+
+
+@seen("add prefix")
+def _(w: World) -> bool:
+    w.cli("add", w.photos, "--prefix", "x/")
+    return Dataset(w.photos).picture("x/a.png").path.name == "a.png"
+
+
+@seen("add allow_vanish")
+def _(w: World) -> bool:
+    refusal = vanish(w, code=1)
+    return "--allow-vanish" in refusal and "3 vanished" in w.cli("add", w.photos, "--allow-vanish")
+
+
+@seen("add as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(w.cli("add", w.photos, "--json"))["added"] == 4)
+
+
+@seen("status dataset")
+def _(w: World) -> bool:
+    return "4 readable" in w.cli("status", two_layers(w))
+
+
+@seen("status missing")
+def _(w: World) -> bool:
+    echoed(w, "--limit", "1")
+    return "captions/echo\tb.png" in w.cli("status", w.photos, "--missing")
+
+
+@seen("status as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(w.cli("status", two_layers(w), "--json"))["pictures"] == {"readable": 4})
+
+
+@seen("annotate dataset")
+def _(w: World) -> bool:
+    return echoed(w) == 4
+
+
+@seen("annotate annotator")
+def _(w: World) -> bool:
+    return "no annotator is called" in added(w, "annotate", w.photos, "nobody", code=1)
+
+
+@seen("annotate preset")
+def _(w: World) -> bool:
+    return echoed(w, preset(w)) == 4 and texts(w) == {"from a preset"}
+
+
+@seen("annotate options")
+def _(w: World) -> bool:
+    return echoed(w, preset(w), "-o", "says=typed") == 4 and texts(w) == {"typed"}
+
+
+@seen("annotate layer")
+def _(w: World) -> bool:
+    return echoed(w, "--as", "captions/b") == 4
+
+
+@seen("annotate where")
+def _(w: World) -> bool:
+    return echoed(w, "--where", "key like 'trip/%'") == 2
+
+
+@seen("annotate retry")
+def _(w: World) -> bool:
+    return "1 good" in w.cli("annotate", with_error(w), "echo", "--retry", "errors")
+
+
+@seen("annotate limit")
+def _(w: World) -> bool:
+    return echoed(w, "--limit", "3") == 3
+
+
+@seen("annotate shard")
+def _(w: World) -> bool:
+    return echoed(w, "--shard", "0/2") < 4 and echoed(w, "--shard", "1/2") == 4
+
+
+@seen("annotate workers")
+def _(w: World) -> bool:
+    return _workers(w, 1) == 1 and _workers(w, 3) == 3
+
+
+@seen("annotate dry_run")
+def _(w: World) -> bool:
+    said = added(w, "annotate", w.photos, "echo", "--dry-run")
+    return '"says": "a picture called a.png"' in said and "captions/echo" not in Dataset(w.photos).layers()
+
+
+@seen("annotate log_json")
+def _(w: World) -> bool:
+    lines = added(w, "annotate", w.photos, "echo", "--log-json").split("\n")[:-1]
+    events = [json.loads(line) for line in lines]
+    return (events[0]["event"], events[-1]["event"], events[-1]["good"]) == ("start", "end", 4)
+
+
+@seen("export dataset")
+def _(w: World) -> bool:
+    return "4 written" in exported(w)
+
+
+@seen("export format")
+def _(w: World) -> bool:
+    return "no export is called" in added(w, "export", w.photos, "nothing", "out", code=1)
+
+
+@seen("export out")
+def _(w: World) -> bool:
+    exported(w)
+    return (w.folder / "out" / "a.txt").exists()
+
+
+@seen("export recipe")
+def _(w: World) -> bool:
+    guess = w.cli("export", two_layers(w), "sidecar", w.folder / "out", code=1)
+    exported(w, "--recipe", recipe(w))
+    return "more than one layer" in guess and (w.folder / "out/a.txt").read_text() == "a picture called a.png"
+
+
+@seen("export options")
+def _(w: World) -> bool:
+    exported(w, "-o", "extension=x")
+    return (w.folder / "out/a.x").exists()
+
+
+@seen("export dry_run")
+def _(w: World) -> bool:
+    return "+cat 0, dog" in exported(w, "--dry-run") and not (w.folder / "out").exists()
+
+
+@seen("plugins name")
+def _(w: World) -> bool:
+    return "-o says=" in w.cli("plugins", "echo") and "-o" not in w.cli("plugins")
+
+
+@seen("sql dataset")
+def _(w: World) -> bool:
+    return "4" in added(w, "sql", w.photos, "select count(*) from pictures")
+
+
+@seen("sql query")
+def _(w: World) -> bool:
+    return "Catalog Error" in added(w, "sql", w.photos, "from nothing", code=1)
+
+
+@seen("sql as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(added(w, "sql", w.photos, "select 1 as one", "--json")) == {"one": 1})
+
+
+@seen("compact dataset")
+def _(w: World) -> bool:
+    return "pictures: 2 parts -> 1" in _two_parts(w)
+
+
+@seen("compact layers")
+def _(w: World) -> bool:
+    _two_parts(w, run=False)
+    return "pictures" not in w.cli("compact", w.photos, "captions/sidecar")
 
 
 def _two_parts(world: World, *, run: bool = True) -> str:
@@ -369,26 +539,6 @@ def _workers(world: World, count: int) -> int:
     layer = f"captions/{count}"
     annotate(Selection(dataset, Processes(), layer), workers=count)
     return len(dataset.sql(f'select distinct text from "{layer}"').fetchall())
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Says which process it is, slowly enough that each has its turn."""
-
-    writes = "captions/processes"
-    reads = ("pictures",)
-    workers: Literal["device", "core"] = "device"
-
-    def load(self) -> Any:
-        return self.session
-
-    @staticmethod
-    def session(rows: Iterator[Row]) -> Iterator[Row]:
-        import time
-
-        for row in rows:
-            time.sleep(1.0)
-            yield {"key": row["key"], "texts": [str(os.getpid())], "verdict": "good"}
 
 
 def command_options() -> Iterator[str]:
@@ -415,7 +565,7 @@ class Sample:
     count: int = options.option(1, "how many")
     rate: float = options.option(0.5, "how fast")
     loud: bool = options.option(False, "whether")
-    names: list[str] = options.option(["a"], "which")  # noqa: RUF008
+    names: list[str] = options.option(["a"], "which")
     way: Literal["up", "down"] = options.option("up", "where to")
 
 

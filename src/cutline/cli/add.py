@@ -15,7 +15,7 @@ from cutline.cli.common import DONE_IN_PART, AsJson, DatasetPath, Options, count
 def run(
     dataset: DatasetPath,
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="What to add; the dataset's own folder by default.")
+        list[Path] | None, typer.Argument(metavar="PATH", help="What to add; the dataset's own folder by default.")
     ] = None,
     source: Annotated[
         str, typer.Option("--from", metavar="SOURCE", help="Its format, where the path does not tell.")

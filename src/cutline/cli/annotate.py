@@ -14,7 +14,7 @@ from cutline.cli.common import DONE_IN_PART, INTERRUPTED, DatasetPath, Options, 
 def run(
     dataset: DatasetPath,
     annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="`cutline plugins` lists them.")],
-    preset: Annotated[Path | None, typer.Argument(metavar="[PRESET]", help="A TOML file of its options.")] = None,
+    preset: Annotated[Path | None, typer.Argument(metavar="PRESET", help="A TOML file of its options.")] = None,
     options: Options = None,
     layer: Annotated[
         str, typer.Option("--as", metavar="LAYER", help="Write to this layer instead of its usual one.")

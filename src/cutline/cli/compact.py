@@ -11,7 +11,7 @@ from cutline.cli.common import DatasetPath
 
 def run(
     dataset: DatasetPath,
-    layers: Annotated[list[str] | None, typer.Argument(metavar="[LAYER]...", help="All of them by default.")] = None,
+    layers: Annotated[list[str] | None, typer.Argument(metavar="LAYER", help="All of them by default.")] = None,
 ) -> None:
     """Merge the parts of layers. Safe at any time, beside writers and readers; what rows say does not change."""
     from cutline.dataset import Dataset

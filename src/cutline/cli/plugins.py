@@ -8,7 +8,7 @@ import typer
 
 
 def run(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Show only this one, with its options.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Show only this one, with its options.")] = "",
 ) -> None:
     """List sources, annotators and exports; with a name, its options."""
     from cutline import registry

@@ -85,8 +85,8 @@ class Views:
             QueryError: in the database's words, for a query that it cannot understand or do.
         """
         for attempt in range(TRIES):
-            self.refresh()
             try:
+                self.refresh()
                 answer = self._connection.cursor().sql(sql())
                 if answer is None:
                     raise QueryError("that statement has no answer; ask with select, from, describe or summarize")

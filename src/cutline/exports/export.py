@@ -13,7 +13,7 @@ import pyarrow as pa
 from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
-from cutline.exports.manifest import Export, Manifest
+from cutline.exports.manifest import COLUMNS, Export, Manifest
 from cutline.files import whole_file
 from cutline.options import CutlineError
 
@@ -53,7 +53,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
 
 
 def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
-    """The batches that exports are given: key, uri, path, width, height, orientation, caption, tags, text; sorted by key."""
+    """The batches that exports are given (`manifest.COLUMNS`), sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
     for batch in dataset.scan(*recipe.layers):
         caption, tags = recipe.parts(batch)
@@ -62,6 +62,4 @@ def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
         text = recipe.compose(batch, seed=0)
         columns = [batch.column(name) for name in ("key", "uri")] + [paths]
         columns += [batch.column(name) for name in ("width", "height", "orientation")] + [caption, tags, text]
-        yield pa.RecordBatch.from_arrays(
-            columns, names=["key", "uri", "path", "width", "height", "orientation", "caption", "tags", "text"]
-        )
+        yield pa.RecordBatch.from_arrays(columns, names=list(COLUMNS))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ def place(key: str, uri: str) -> str:
     return relative
 
 
-def columns(rows: Iterable[pa.RecordBatch], *names: str) -> Iterator[tuple[str, ...]]:
+def columns(rows: Iterable[pa.RecordBatch], *names: str) -> Iterator[tuple[Any, ...]]:
     """These columns of every row, as Python values."""
     for batch in rows:
         yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
