@@ -536,8 +536,9 @@ def _workers(world: World, count: int) -> int:
     from cutline.engine.selection import Selection
 
     dataset = world.add()
-    layer = f"captions/{count}"
-    annotate(Selection(dataset, Processes(), layer), workers=count)
+    layer, folder = f"captions/{count}", world.folder / str(count)
+    folder.mkdir()
+    annotate(Selection(dataset, Processes(folder, count), layer), workers=count)
     return len(dataset.sql(f'select distinct text from "{layer}"').fetchall())
 
 

@@ -104,8 +104,9 @@ class Layer:
         except OSError as error:
             raise storage_error(self.folder, error) from error
         wanted["identity"] = digest(wanted)
+        filled = bool(self.parts())  # asked first: an annotator's layer has its file before its first part
         found = self.info()
-        if found is None and self.parts():
+        if found is None and filled:
             raise IdentityError(
                 f"layer {self.name} was filled by a source or a person; no annotator writes into it.\n"
                 f"Write to a layer of your own: --as {self.name}-{wanted['annotator']}"
@@ -115,9 +116,13 @@ class Layer:
             draft = self.folder / f".layer-{secrets.token_hex(6)}.json"
             with whole_file(draft, "w") as handle:
                 handle.write(text)
-            with contextlib.suppress(FileExistsError):  # of two that come at once, the first one's settings stand
+            try:  # of two that come at once, the first one's settings stand
                 os.link(draft, self.folder / "layer.json")
-            draft.unlink()
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(draft, self.folder / "layer.json")
+            draft.unlink(missing_ok=True)
             found = self.info() or wanted
         if found["identity"] != wanted["identity"]:
             raise IdentityError(self._difference(found, wanted))
@@ -148,7 +153,7 @@ def canonical_value(value: Any) -> str:
 def rank(part: Path) -> int:
     """The order of parts as one number, from the name alone: n, then the random digits (which break a tie).
 
-    Below 2**62 for any n that a folder of files can reach.
+    Below 2**60 for any n that a folder of files can reach.
     """
     match = _PART.fullmatch(part.name)
     if match is None:
@@ -220,7 +225,10 @@ class LayerWriter:
         self.published = 0
         self._schema = schemas.schema(layer.name)
         self._columns = set(self._schema.names)
-        self._rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+        self._rows: dict[str, dict[tuple[bool, str | None], dict[str, Any]]] = {}
+        """Waiting rows: key -> (whether it deletes, content) -> row."""
+        self.waiting = 0
+        """Rows added and not yet published."""
         self._since = 0.0
         self._own: dict[int, list[Path]] = {}
         self._retired: dict[int, list[Path]] = {}
@@ -236,18 +244,20 @@ class LayerWriter:
             raise CutlineError(f"layer {self.layer.name} has no column {sorted(unknown)}; it has: key, {names}")
         if not self._rows:
             self._since = time.monotonic()
-        self._rows[row["key"], row.get("content")] = dict(row)
-        if len(self._rows) >= FLUSH_ROWS:
+        mine = self._rows.setdefault(row["key"], {})
+        self.waiting -= len(mine)
+        if row.get("deleted"):  # a part is one moment: what it deletes and what comes after are told apart here
+            mine.clear()
+        slot = (bool(row.get("deleted")), row.get("content"))
+        if row.get("error") is None or slot not in mine or mine[slot].get("error") is not None:
+            mine[slot] = dict(row)
+        self.waiting += len(mine)
+        if self.waiting >= FLUSH_ROWS:
             self.flush()
 
     def delete(self, key: str) -> None:
         """Clear a key: what earlier parts say about it is forgotten."""
         self.add({"key": key, "deleted": True})
-
-    @property
-    def waiting(self) -> int:
-        """Rows added and not yet published."""
-        return len(self._rows)
 
     def tick(self) -> bool:
         """Flush if the oldest waiting row has waited long enough; whether it did."""
@@ -259,8 +269,9 @@ class LayerWriter:
     def flush(self) -> None:
         """Publish the waiting rows as one part. Raises StorageError; the rows then wait on."""
         if self._rows:
-            self.add_table(_table(list(self._rows.values()), self._schema))
+            self.add_table(_table([row for mine in self._rows.values() for row in mine.values()], self._schema))
             self._rows.clear()
+            self.waiting = 0
 
     def add_table(self, table: pa.Table) -> None:
         """Publish a table as one part at once. Columns that it lacks are null."""
@@ -347,13 +358,14 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
     join = f"left join ({now}) as now using (key)" if now else ""
     match = "and (rows.content is null or now.content is null or rows.content = now.content)" if now else ""
     group = "rows.key, rows.content" if per_content else "rows.key"
+    tie = "case when rows.content is not null then 2 else 0 end + case when deleted then 0 else 1 end"  # in one part
     return f"""
         with rows as (
             select key, content, error is null as good, coalesce(deleted, false) as deleted,
                 coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1]) as rank, {row_id_sql()} as id
             from {read_sql(parts)}
         ), cuts as (select key, max(rank) as cut from rows where deleted group by key)
-        select arg_max(id, (good::bigint << 62) + rows.rank) as id
+        select arg_max(id, (good::bigint << 62) + (rows.rank << 2) + {tie}) as id
         from rows left join cuts using (key) {join}
         where (cut is null or rows.rank >= cut) and not (deleted and good) {match}
         group by {group}"""

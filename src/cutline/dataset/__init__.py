@@ -20,7 +20,7 @@ from cutline import schemas
 from cutline.dataset.query import Relation, Views, done_sql, layer_struct
 from cutline.files import whole_file
 from cutline.layer import Layer, identifier, layers_below, quote
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 from cutline.pictures import Picture
 
 if TYPE_CHECKING:
@@ -177,14 +177,18 @@ class Dataset:
             CutlineError: for another `retry`, or `rejected` in a layer without verdicts.
         """
         schemas.kind(layer)
-        conditions = {"": "true", "errors": "error is null", "rejected": "verdict is distinct from 'rejected'"}
-        if retry not in conditions:
-            raise CutlineError(f"retry is errors or rejected, not {retry!r}")
+        if retry not in ("", "errors", "rejected"):
+            raise OptionError(f"retry is errors or rejected, not {retry!r}")
         if retry == "rejected" and "verdict" not in schemas.columns(layer):
-            raise CutlineError(f"layer {layer} has no verdicts, so nothing in it was rejected")
+            raise OptionError(f"layer {layer} has no verdicts, so nothing in it was rejected")
 
         def sql() -> str:
-            done = done_sql(self.views.parts(layer), condition=conditions[retry])
+            parts = self.views.parts(layer)
+            done = done_sql(parts, condition="error is null" if retry == "errors" else "true")
+            if retry == "rejected" and parts:  # here it matters which of several good rows counts
+                done = f"""
+                    select key, null::varchar as content from {identifier(layer)}
+                    where verdict is distinct from 'rejected'"""
             todo = f"""
                 select todo.* from ({self._pictures(where)}) as todo
                 anti join ({done}) as done on done.key = todo.key and coalesce(done.content = todo.content, true)"""

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
-from math import ceil
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -156,7 +155,6 @@ class _Run:
         self.stopping = stopping
         self.source = selection.rows()
         self.exhausted = False
-        self.given = 0
         self.suspects: deque[list[Row]] = deque()
         self.kills: Counter[str] = Counter()
         self.starts = 0
@@ -218,17 +216,22 @@ class _Run:
             return
         if worker.hand and not worker.open:
             return  # it finishes its call first
-        if not self.exhausted and (worker.hungry or len(worker.hand) <= worker.depth // 2):
+        if not self.exhausted:
             self._fill(worker)
         if self.exhausted:
             self._end(worker)
 
     def _fill(self, worker: _Worker) -> None:
-        share = ceil((self.report.todo - self.given) / len(self.workers))  # at the end, none takes what all could do
-        most = max(worker.depth // 2, worker.depth - len(worker.hand))
-        rows = list(islice(self.source, min(most, max(share, worker.depth // 4, 1))))
-        self.given += len(rows)
-        self.exhausted = not rows
+        """Give rows up to four batches, or its share where fewer are left: none holds what another could do."""
+        share = max(1, (self.report.todo - self.report.done) // len(self.workers))
+        target = min(worker.depth, share)
+        room = target - len(worker.hand)
+        if worker.hungry:
+            room = max(room, target)
+        elif room <= target // 2:
+            return
+        rows = list(islice(self.source, room))
+        self.exhausted = len(rows) < room
         if rows:
             worker.hungry = False
             self._give(worker, rows)

@@ -14,7 +14,7 @@ from cutline.annotators.session import Annotator, Row
 from cutline.dataset import Dataset
 from cutline.dataset.query import Relation
 from cutline.layer import Layer, LayerWriter
-from cutline.options import CutlineError
+from cutline.options import OptionError
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read `i/n`. Raises CutlineError unless 0 <= i < n."""
+        """Read `i/n`. Raises OptionError unless 0 <= i < n."""
         first, _, second = text.partition("/")
         if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-            raise CutlineError(f"--shard {text}: write i/n with i from 0 to n-1, such as 0/4")
+            raise OptionError(f"--shard {text}: write i/n with i from 0 to n-1, such as 0/4")
         return cls(int(first), int(second))
 
     def has(self, key: str) -> bool:
@@ -52,7 +52,7 @@ class Selection:
     def __post_init__(self) -> None:
         wanted, got = schemas.kind(type(self.annotator).writes), schemas.kind(self.layer)
         if wanted != got:
-            raise CutlineError(f"{self.name} writes {wanted}, so a layer called {wanted}/…, not {self.layer}")
+            raise OptionError(f"{self.name} writes {wanted}, so a layer called {wanted}/…, not {self.layer}")
 
     @property
     def name(self) -> str:
