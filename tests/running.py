@@ -71,9 +71,7 @@ def environment(**changes: object) -> dict[str, str]:
 
 def echo(dataset: Dataset, *, says: str = "{content}", layer: str = ECHO, shard: str = "", **narrow: Any) -> Report:
     """Run the echo annotator here: each caption says by itself which bytes it is about."""
-    selection = Selection(
-        dataset, Echo(says=says), layer, shard=Shard.parse(shard) if shard else None, **narrow
-    )
+    selection = Selection(dataset, Echo(says=says), layer, shard=Shard.parse(shard) if shard else None, **narrow)
     return annotate(selection, workers=1)
 
 

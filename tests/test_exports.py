@@ -25,6 +25,7 @@ from cutline.registry import load, names
 from cutline.sources.folder import Folder
 from cutline.sources.imagefolder import ImageFolder
 from cutline.sources.kohya import Kohya as KohyaSource
+from trainers import kohya_loads
 
 SCHEMA = pa.schema(
     [(name, pa.int32() if name in ("width", "height", "orientation") else pa.string()) for name in COLUMNS],
@@ -244,38 +245,13 @@ def test_sidecar_dry_run_is_readable(tmp_path: Path) -> None:
 # -- kohya ----------------------------------------------------------------------------------------------------
 
 
-def trainer_loads(path: Path, image_dir: Path | None) -> dict[str, str]:
-    """What today's trainer makes of a metadata file, after the recorded oracle: captions by file, or its failure."""
-    if path.suffix == ".jsonl":
-        entries = {}
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line:
-                record = json.loads(line)
-                entries[record.pop("image_path")] = record
-    else:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    loaded = {}
-    for key, entry in entries.items():
-        assert os.path.isabs(key) or image_dir, "image_dir is required when image paths are relative"
-        file = os.path.join(image_dir or "", key)
-        caption, tags = entry.get("caption") or "", entry.get("tags")
-        assert isinstance(caption, str)
-        assert tags is None or isinstance(tags, str)
-        if "image_size" in entry:
-            assert Image.open(file).size == tuple(entry["image_size"])
-        else:
-            Image.open(file)
-        loaded[key] = caption + ("," if caption and tags else "") + (tags or "")
-    return loaded
-
-
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_kohya_loads_in_todays_trainer(tmp_path: Path, suffix: str) -> None:
     images = make(tmp_path / "imgs", *NAMES, "none.jpg")
     outside = make(tmp_path, "outside/z.png") / "outside/z.png"
     texts = TEXTS | {"none.jpg": None, str(outside): "elsewhere"}
     manifest = Kohya().write(rows(images, texts, tags="t_1, ^_^"), tmp_path / f"m.{suffix}")
-    loaded = trainer_loads(tmp_path / f"m.{suffix}", images)
+    loaded = kohya_loads(tmp_path / f"m.{suffix}", images)
     assert loaded == {**{name: f"{text},t_1, ^_^" for name, text in TEXTS.items()}, str(outside): "elsewhere,t_1, ^_^",
                       "none.jpg": "t_1, ^_^"}  # fmt: skip
     assert manifest.counts == {"written": len(texts), "unchanged": 0, "without_text": 0}

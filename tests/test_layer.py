@@ -590,9 +590,7 @@ class Model:
         return lacks
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(STEPS, min_size=6, max_size=30))
 def test_any_sequence_of_writes_folds_and_compacts_says_what_the_model_says(steps: list[tuple[Any, ...]]) -> None:
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:

@@ -312,19 +312,14 @@ class _Adding:
 
     def _look(self, row: dict[str, Any]) -> dict[str, Any]:
         """The pictures row of one found file."""
-        seen: dict[str, Any] = {
-            name: row[name]
-            for name in ("key", "uri", "size", "mtime_ns", "width", "height", "format", "content", "error", "detail")
-        }
+        seen: dict[str, Any] = {name: row[name] for name in ("key", *_FOUND.names) if name != "name"}
         if row["nameless"]:
             seen.update(
                 error="no_key", detail=f"the key rule {self.dataset.key_rule.rule} does not match {row['name']}"
             )
         elif row["error"] is None and row["content"] is None:
             found = pictures.inspect(self.dataset.path(row["uri"]))
-            seen.update(
-                {name: getattr(found, name) for name in seen if hasattr(found, name) and name not in ("key", "uri")}
-            )
+            seen.update(asdict(found))
         seen["deleted"] = seen["error"] is not None or None
         return seen
 
