@@ -8,7 +8,7 @@ in a fresh process; both are timed after the model is loaded: the bare loop from
 `annotate` by `Report.seconds`, from the worker's being ready to the last row's being on disk. Their captions must be
 equal. The bare loop must take half a minute at least. Pictures are JPEGs of 512 x 512, as those of `facts.py`.
 
-    python benchmarks/engine_overhead.py              # five pairs: ten minutes on two cores
+    python benchmarks/engine_overhead.py              # three pairs: five minutes on two cores
     python benchmarks/engine_overhead.py -n 64 --pairs 1
 """
 
@@ -37,10 +37,9 @@ SETTINGS: dict[str, Any] = {"batch_size": 16, "beams": 3, "max_tokens": 20}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", "--pictures", type=int, default=640)
-    parser.add_argument("--pairs", type=int, default=5, help="how often each side is timed")
+    parser.add_argument("-n", "--pictures", type=int, default=320)
+    parser.add_argument("--pairs", type=int, default=3, help="how often each side is timed")
     parser.add_argument("--model", type=Path, help="a folder of another BLIP captioner")
-    parser.add_argument("--workers", type=int, default=1)
     chosen = parser.parse_args()
     say_machine()
     with tempfile.TemporaryDirectory(prefix="cutline-engine-") as temporary:
@@ -93,8 +92,9 @@ def save_captioner(folder: Path) -> Path:
     from cutline.demo.captioner import new_captioner
     from cutline.demo.scenes import WORDS
 
+    transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
-    model, processor = new_captioner(WORDS, side=224, wide=0.1)
+    model, processor = new_captioner(WORDS, side=224, wide=0.3)
     config = model.config
     for part, layers in ((config.vision_config, 8), (config.text_config, 6)):
         part.hidden_size, part.intermediate_size, part.num_hidden_layers, part.num_attention_heads = 384, 1536, layers, 6

@@ -343,7 +343,7 @@ def _one_row(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
         return pa.Table.from_pylist([bad], schema=schema)
 
 
-def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = "") -> str:
+def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = "", only: str = "true") -> str:
     """SQL for which rows of these parts count: one column `id`, the row's place (`row_id_sql`).
 
     Of a key's rows, those of earlier parts than its newest `deleted` row are forgotten; a row without error beats
@@ -353,6 +353,7 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
         parts: the parts to look at; the order must be that of the query that uses the ids.
         per_content: keep the best row of each (key, content) instead of each key.
         now: SQL of (key, content) that says what each picture is now; rows about another content do not count.
+        only: an SQL condition over `key`: which keys to look at.
     """
     ranks = ", ".join(str(rank(part)) for part in parts)
     join = f"left join ({now}) as now using (key)" if now else ""
@@ -363,7 +364,7 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
         with rows as (
             select key, content, error is null as good, coalesce(deleted, false) as deleted,
                 coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1]) as rank, {row_id_sql()} as id
-            from {read_sql(parts)}
+            from {read_sql(parts)} where {only}
         ), cuts as (select key, max(rank) as cut from rows where deleted group by key)
         select arg_max(id, (good::bigint << 62) + (rows.rank << 2) + {tie}) as id
         from rows left join cuts using (key) {join}

@@ -51,6 +51,7 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("seconds", pa.float64()),
     ],
     "facts": [
+        ("sha256", pa.string()),  # of the file's bytes
         ("pixels", pa.string()),  # sha256 of the decoded pixels: equal for equal pictures in whatever file format
         ("phash", pa.uint64()),  # 64-bit perceptual hash; near pictures differ in few bits
         ("sharpness", pa.float64()),

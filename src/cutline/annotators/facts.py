@@ -1,8 +1,9 @@
 """What can be measured in a picture without a model: hashes, sharpness, colour, and the tags that are plain facts.
 
-All measures but `pixels` are taken on one small copy (longest side 256), so that they cost little more than decoding
+All measures but the first two are taken on one small copy (longest side 256), so that they cost little more than decoding
 and mean the same for a thumbnail and a scan. Transparent parts count as white.
 
+- `sha256`: of the file's bytes.
 - `pixels`: sha256 of width, height, mode and the decoded bytes. Equal for the same picture in PNG, BMP or TIFF,
   with whatever metadata; a JPEG of it differs.
 - `phash`: 64 bits of the low frequencies, as in pHash (Zauner, "Implementation and Benchmarking of Perceptual Image
@@ -63,14 +64,17 @@ class Measuring(Batched):
 
     threads = 1
 
-    def prepare(self, row: Row) -> Image.Image:
-        """Decode, keeping transparency. All bytes are hashed: facts of other bytes would mislead for ever."""
+    def prepare(self, row: Row) -> tuple[str, Image.Image]:
+        """Hash and decode, keeping transparency. All bytes count: facts of other bytes would mislead for ever."""
         picture: Picture = row["picture"]
-        return decode(picture.read(verify=True), None, name=repr(str(picture.path)))
+        data = picture.read(verify=True)
+        content = picture.content or ""
+        sha256 = content if len(content) == 64 else hashlib.sha256(data).hexdigest()
+        return sha256, decode(data, None, name=repr(str(picture.path)))
 
     def batch(self, rows: list[Row], prepared: list[Any]) -> list[Row]:
         """Measure."""
-        return [measure(image) for image in prepared]
+        return [{"sha256": sha256, **measure(image)} for sha256, image in prepared]
 
 
 def measure(image: Image.Image) -> Row:

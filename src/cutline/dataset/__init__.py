@@ -202,7 +202,7 @@ class Dataset:
             for name in self.layers()
             if name != "pictures" and (identifier(name) in where or re.search(rf"\b{name}\.", where))
         )
-        condition = f"and ({where})" if where else ""
+        condition = f"and ({where}\n)" if where else ""  # the new line ends a remark
         return f"select pictures.* from pictures{joins} where pictures.error is null {condition}"
 
     def _joined(self, pictures: str, layers: tuple[str, ...]) -> str:

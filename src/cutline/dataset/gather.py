@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from cutline import pictures, schemas
 from cutline.files import storage_error
-from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, read_sql, row_id_sql
+from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, rank, read_sql, row_id_sql
 from cutline.options import CutlineError
 
 if TYPE_CHECKING:
@@ -182,6 +182,18 @@ def _stage(tmp: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """A key under which some content was known."""
+
+    key: str
+    uri: str
+    present: bool
+    """Whether that is the last that was known of it, so that words without content are about it."""
+    listed: bool
+    """Whether its file is there and is looked at in this add."""
+
+
 class _Adding:
     """One `add` in progress: temporary tables `found` (keyed) and `known` (the pictures layer before)."""
 
@@ -221,8 +233,7 @@ class _Adding:
             select coalesce({self.dataset.key_rule.sql("shown")}, shown) as key, * exclude (shown),
                 {self.dataset.key_rule.sql("shown")} is null as nameless
             from (select {uri} as uri, {name} as shown, * exclude (uri) from {source})""")
-        self.dataset.views.refresh()
-        self.con.execute("create temp table known as select * from pictures")
+        self._again("create or replace temp table known as select * from pictures")
 
     def _duplicates(self) -> None:
         """Keys that more than one file has: one row each, which names them all and stands for none."""
@@ -252,6 +263,12 @@ class _Adding:
                 "select key, error, detail from known where error = 'duplicate_key'"
             ).fetchall()
         }
+        self.con.execute("create temp table rivals (key varchar)")
+        if rivals:
+            self.con.register("rival_keys", pa.table({"key": sorted(rivals)}))
+            self.con.execute("insert into rivals select key from rival_keys")
+        told = "select key, content from known where content is not null and key in (from rivals)"
+        self._carry_all({}, dict(self.con.execute(told).fetchall()))
         with LayerWriter(self.dataset.layer("pictures")) as writer:
             for key, uris in sorted(rivals.items()):
                 detail = json.dumps(sorted(uris), ensure_ascii=False)
@@ -259,10 +276,6 @@ class _Adding:
                     writer.add(
                         {"key": key, "uri": min(uris), "error": "duplicate_key", "detail": detail, "deleted": True}
                     )
-        self.con.execute("create temp table rivals (key varchar)")
-        if rivals:
-            self.con.register("rival_keys", pa.table({"key": sorted(rivals)}))
-            self.con.execute("insert into rivals select key from rival_keys")
 
     def _covered(self, uri: str) -> bool:
         return self.covers is not None and self.dataset.path(uri).is_relative_to(self.covers.absolute())
@@ -281,12 +294,7 @@ class _Adding:
         total = self._one("select count(*) from todo")
         self.report.unchanged = self._one("select count(*) from found where key not in (from rivals)") - total
         self._refuse_early(total, allow_vanish)
-        gone: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for content, key, error in self.con.execute("""
-            select content, key, error from known where content is not null and error is distinct from 'duplicate_key'
-                and (key in (select key from todo) or key not in (select key from found) or error = 'vanished')
-            order by key desc""").fetchall():
-            gone[content].append((key, error))
+        gone = self._gone_contents()
         self.moved_from: set[str] = set()
         done = bad = 0
         last = time.monotonic()
@@ -304,6 +312,29 @@ class _Adding:
                 self._publish(batch, gone, writer)
         if progress:
             progress(done, total, bad)
+
+    def _gone_contents(self) -> dict[str, list[_Origin]]:
+        """Where contents were that may be elsewhere now, by content.
+
+        What a picture was at an earlier add counts too: the add that was to see where it went may have been killed.
+        """
+
+        def question() -> list[tuple[Any, ...]]:
+            parts = self.dataset.views.parts("pictures")
+            return self.con.execute(f"""
+                select distinct was.content, was.key, known.uri, was.content is not distinct from known.content,
+                    was.key in (select key from todo)
+                from {read_sql(parts)} as was join known using (key)
+                where was.content is not null and (
+                    was.content is distinct from known.content or known.error = 'vanished'
+                    or was.key in (select key from todo) or was.key not in (select key from found))
+                order by was.key desc""").fetchall()
+
+        gone: dict[str, list[_Origin]] = defaultdict(list)
+        if self._one("select count(*) from known"):
+            for content, *origin in self.dataset.views.again(question):
+                gone[content].append(_Origin(*origin))
+        return gone
 
     def _todo(self) -> Iterator[list[dict[str, Any]]]:
         table = self.con.sql("from todo order by key").to_arrow_table()
@@ -326,23 +357,24 @@ class _Adding:
     def _publish(
         self,
         batch: list[tuple[dict[str, Any], dict[str, Any]]],
-        gone: dict[str, list[tuple[str, str]]],
+        gone: dict[str, list[_Origin]],
         writer: LayerWriter,
     ) -> None:
         """Count, let words follow moved pictures, then publish a chunk of pictures rows."""
-        moves: dict[str, tuple[str, str]] = {}
+        moves: dict[str, tuple[_Origin, str]] = {}
         changed: dict[str, str] = {}
         for row, seen in batch:
             content, before = seen["content"], row["content_was"]
             origin = None
-            if seen["error"] is None and content is not None and content != before:
-                origin = next((entry for entry in gone.get(content, []) if entry[0] != row["key"]), None)
-            if before is not None and content is not None and content != before and row["error_was"] != "duplicate_key":
+            if seen["error"] is None and content is not None and (content != before or row["error_was"] == "vanished"):
+                there = [entry for entry in gone.get(content, []) if not (entry.listed and content == before)]
+                origin = next((entry for entry in there if self._came_from(entry, row)), None)
+            if before is not None and content != before:
                 changed[row["key"]] = before
             if origin is not None:
                 gone[content].remove(origin)
-                self.moved_from.add(origin[0])
-                moves[row["key"]] = (origin[0], content)
+                self.moved_from.add(origin.key)
+                moves[row["key"]] = (origin, content)
                 self.report.moved += 1
             elif not row["was"]:
                 self.report.added += 1
@@ -354,55 +386,65 @@ class _Adding:
                 self.report.unchanged += 1
             else:
                 self.report.changed += 1
-        if moves or changed:
-            for name in self.dataset.layers():
-                if name != "pictures":
-                    self._carry(self.dataset.layer(name), moves, changed)
+        self._carry_all(moves, changed)
         for _, seen in batch:
             writer.add(seen)
         writer.flush()
 
-    def _carry(self, layer: Layer, moves: dict[str, tuple[str, str]], changed: dict[str, str]) -> None:
+    def _came_from(self, origin: _Origin, row: dict[str, Any]) -> bool:
+        """Whether a found picture was moved from there, and is no copy of what still is there."""
+        gone = origin.listed or not origin.present or _is_gone(self.dataset.path(origin.uri))
+        return gone and origin.key != row["key"]
+
+    def _carry_all(self, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str]) -> None:
+        if moves or changed:
+            for name in self.dataset.layers():
+                if name != "pictures":
+                    self._carry(self.dataset.layer(name), moves, changed)
+
+    def _carry(self, layer: Layer, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str]) -> None:
         """Write moved pictures' words under their new key; tie words without content to what they were about.
 
         A row without content goes for whatever is under its key. When another picture comes under that key, the
         row would end at the wrong one; so it is written again with the content that it was about.
         """
-        keys = sorted({*changed, *(old for old, _ in moves.values())})
-        rows = self._rows(layer, keys)
-        if not rows:
-            return
+        rows = self._rows(layer, sorted({*moves, *changed, *(origin.key for origin, _ in moves.values())}))
         out: list[dict[str, Any]] = []
-        for new, (old, content) in moves.items():
-            if content not in {row["content"] for row in self._rows(layer, [new])}:
-                about = [row for row in rows if row["key"] == old and row["content"] in (None, content)]
-                moved = f"moved here with its picture from {old}"
-                out += [{**row, "key": new, "content": content, "detail": row["detail"] or moved} for row in about]
         for key, content in changed.items():
-            own = [row for row in rows if row["key"] == key]
+            own = rows.get(key, [])
             if any(row["content"] is None for row in own):
                 out.append({"key": key, "deleted": True})
-                out += [{**row, "content": row["content"] or content} for row in own]
+                out += [{**row, "content": row["content"] or content} for row in sorted(own, key=_order)]
+        for new, (origin, content) in moves.items():
+            theirs = _newest(rows.get(origin.key, []), content, or_none=origin.present)
+            ours = _newest(rows.get(new, []), content, or_none=changed.get(new) == content)
+            if theirs is not None and (ours is None or _order(theirs) > _order(ours)):
+                moved = f"moved here with its picture from {origin.key}"
+                out.append({**theirs, "key": new, "content": content, "detail": theirs["detail"] or moved})
         if out:
             with LayerWriter(layer) as writer:
                 for row in out:
                     writer.add({**row, "rank": None})
 
-    def _rows(self, layer: Layer, keys: list[str]) -> list[dict[str, Any]]:
-        """The best row of each content of these keys, good or not."""
+    def _rows(self, layer: Layer, keys: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """The best row of each content of these keys, good or not, by key; with the rank of each."""
 
         def question() -> str:
             parts = self.dataset.views.parts(layer.name)
-            listed = ", ".join(quote(key) for key in keys) or "null"
             if not parts:
                 return "select 1 where false"
-            heads = heads_sql(parts, per_content=True)
+            only = f"key in ({', '.join(quote(key) for key in keys)})"
+            heads = heads_sql(parts, per_content=True, only=only)
+            ranks = ", ".join(str(rank(part)) for part in parts)
             return (
-                f"select * exclude (rank, deleted) from {read_sql(parts)} "
-                f"where key in ({listed}) and {row_id_sql()} in ({heads})"
+                "select * exclude (rank, deleted), "
+                f"coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1]) as rank "
+                f"from {read_sql(parts)} where {only} and {row_id_sql()} in ({heads})"
             )
 
-        found: list[dict[str, Any]] = self.dataset.views.ask(question, lambda done: done.to_arrow_table()).to_pylist()
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in self.dataset.views.ask(question, lambda done: done.to_arrow_table()).to_pylist():
+            found[row["key"]].append(row)
         return found
 
     # -- what is gone -----------------------------------------------------------------------------------------
@@ -462,10 +504,7 @@ class _Adding:
         layers = [name for name in self.staged if name != "pictures"]
         if not layers:
             return
-        self.dataset.views.refresh()
-        self.con.execute(
-            "create or replace temp table now as select key, uri, content from pictures where error is null"
-        )
+        self._again("create or replace temp table now as select key, uri, content from pictures where error is null")
         for name in layers:
             self._write_words(name, self.staged[name])
 
@@ -480,7 +519,8 @@ class _Adding:
         current = f"select key, content, struct_pack({packed}) as said from {identifier(name)}"
         if not known:
             current = "select key, content, null as said from now where false"
-        reader = self.con.sql(f"""
+        self._again(f"""
+            create or replace temp table different as
             select fresh.key, now.content, {unpacked},
                 case when fresh.said.error is not null then true end as deleted
             from (
@@ -490,15 +530,15 @@ class _Adding:
             ) as fresh
             left join now using (key)
             left join ({current}) as cur using (key)
-            where cur.key is null or cur.said is distinct from fresh.said or cur.content is distinct from now.content
-            """).to_arrow_reader(50_000)
+            where cur.key is null or cur.said is distinct from fresh.said or cur.content is distinct from now.content""")
+        reader = self.con.sql("from different").to_arrow_reader(50_000)
         writer = self.dataset.layer(name).write()
         for batch in reader:
             writer.add_table(pa.Table.from_batches([batch]))
         if self.covers is not None and known:
             stale = f"""select key from {identifier(name)} where key in (select key from found)
                 and key not in (select key from named) and (detail is null or error is not null)"""
-            for (key,) in self.con.sql(stale).fetchall():  # words that moved here with their picture are kept
+            for (key,) in self._again(stale).fetchall():  # words that moved here with their picture are kept
                 writer.delete(key)
         writer.flush()
         self.report.words[name] = writer.published
@@ -558,15 +598,28 @@ class _Adding:
     # -- the end ----------------------------------------------------------------------------------------------
 
     def _count_unreadable(self) -> None:
-        self.dataset.views.refresh()
-        rows = self.con.execute("""
+        rows = self._again("""
             select error, count(*) from pictures where error is not null and error <> 'vanished'
                 and key in (select key from found) group by error order by error""").fetchall()
         self.report.reasons = dict(rows)
         self.report.unreadable = sum(self.report.reasons.values())
 
+    def _again(self, sql: str) -> duckdb.DuckDBPyConnection:
+        """Execute what reads layers, over the parts that there are now."""
+        return self.dataset.views.again(lambda: self.con.execute(sql))
+
     def _one(self, sql: str) -> int:
         return int(self.con.sql(sql).fetchall()[0][0])
+
+
+def _newest(rows: list[dict[str, Any]], content: str, *, or_none: bool) -> dict[str, Any] | None:
+    """The row that counts of those about this content (or about no content in particular)."""
+    about = [row for row in rows if row["content"] == content or (or_none and row["content"] is None)]
+    return max(about, key=_order, default=None)
+
+
+def _order(row: dict[str, Any]) -> tuple[bool, int]:
+    return row["error"] is None, row["rank"]
 
 
 def _is_gone(path: Path) -> bool:

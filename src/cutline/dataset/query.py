@@ -84,13 +84,21 @@ class Views:
         Raises:
             QueryError: in the database's words, for a query that it cannot understand or do.
         """
+
+        def once() -> T:
+            answer = self._connection.cursor().sql(sql())
+            if answer is None:
+                raise QueryError("that statement has no answer; ask with select, from, describe or summarize")
+            return fetch(answer)
+
+        return self.again(once)
+
+    def again(self, once: Callable[[], T]) -> T:
+        """Do something over fresh views; where a part has vanished meanwhile, do it again. Raises QueryError."""
         for attempt in range(TRIES):
             try:
                 self.refresh()
-                answer = self._connection.cursor().sql(sql())
-                if answer is None:
-                    raise QueryError("that statement has no answer; ask with select, from, describe or summarize")
-                return fetch(answer)
+                return once()
             except duckdb.IOException as error:
                 if not _vanished(error) or attempt == TRIES - 1:
                     raise QueryError(str(error)) from error

@@ -103,7 +103,6 @@ def annotate(selection: Selection, *, workers: int | None = None, events: Events
         if report.todo:
             with _stoppable() as stopping:
                 _Run(selection, writer, report, tell, stopping).go(workers)
-            writer.flush()
         tell({"event": "end", **_counts(report), "errors": report.errors, "interrupted": report.interrupted})
     return report
 
@@ -172,13 +171,14 @@ class _Run:
             while self._busy():
                 self._step()
             self._finish()
+            self.writer.flush()
         finally:
+            if self.began:
+                self.report.seconds = time.monotonic() - self.began
             for worker in self.workers:
                 worker.process.kill()
                 worker.process.join()
                 worker.pipe.close()
-            if self.began:
-                self.report.seconds = time.monotonic() - self.began
 
     def _start(self, device: str) -> _Worker:
         annotator: Annotator = self.selection.annotator
