@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("-n", "--pictures", type=int, default=320)
     parser.add_argument("--pairs", type=int, default=3, help="how often each side is timed")
     parser.add_argument("--model", type=Path, help="a folder of another BLIP captioner")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on each side")
     chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # each side's processes are yet to start
     say_machine()
     with tempfile.TemporaryDirectory(prefix="cutline-engine-") as temporary:
         model = chosen.model or save_captioner(Path(temporary) / "captioner")
@@ -76,7 +79,7 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int) -> None:
     print(f"{count} pictures, {len(set(first.values()))} different captions, equal in all {2 * pairs} runs")
     bare_seconds = middle(found, 0)
     print(
-        f"bare loop: {bare_seconds:.1f} s, {count / bare_seconds:.1f} pictures/s; annotate: {middle(found, 1):.1f} s; "
+        f"{os.environ['OMP_NUM_THREADS']} torch threads; bare loop: {bare_seconds:.1f} s, {count / bare_seconds:.1f} pictures/s; annotate: {middle(found, 1):.1f} s; "
         f"with its start and the loading of the model {sorted(whole)[len(whole) // 2]:.1f} s"
     )
     if bare_seconds < SHORTEST:

@@ -376,6 +376,8 @@ class _Adding:
                 self.moved_from.add(origin.key)
                 moves[row["key"]] = (origin, content)
                 self.report.moved += 1
+            elif row["was"] and seen["error"] is not None and seen["error"] == row["error_was"]:
+                self.report.unchanged += 1
             elif not row["was"]:
                 self.report.added += 1
             elif row["uri_was"] != row["uri"] and content == before:
@@ -599,7 +601,7 @@ class _Adding:
 
     def _count_unreadable(self) -> None:
         rows = self._again("""
-            select error, count(*) from pictures where error is not null and error <> 'vanished'
+            select error, count(*) from pictures where error is not null
                 and key in (select key from found) group by error order by error""").fetchall()
         self.report.reasons = dict(rows)
         self.report.unreadable = sum(self.report.reasons.values())

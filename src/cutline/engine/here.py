@@ -131,7 +131,7 @@ def _stoppable() -> Iterator[threading.Event]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
+        if stopping.is_set() and number == signal.SIGINT:  # SIGTERM may come twice: timeout(1) sends it so
             raise KeyboardInterrupt
         stopping.set()
 
@@ -273,24 +273,32 @@ class _Run:
             case ("hungry",):
                 worker.hungry = True
             case ("row", answer):
+                if not isinstance(answer, dict) or "key" not in answer:
+                    raise EngineError(f"{self.selection.name} gave {answer!r:.200}, which is no row with a key")
                 _, row = worker.hand.pop(answer["key"], (0, None))
                 if row is None:
                     raise EngineError(f"{self.selection.name} answered for {answer['key']!r}, which it was not asked")
                 self._add(row, answer)
             case ("raised", call, text):
-                rows = [row for number, row in worker.hand.values() if number == call]
-                for row in rows:
-                    del worker.hand[row["key"]]
-                if len(rows) == 1:
-                    self._add(rows[0], {"error": "failed", "detail": text})
-                else:
-                    self.suspects.extend([row] for row in rows)
+                self._left(worker, call, {"error": "failed", "detail": text}, early=True)
             case ("idle", call) if not self.stopping.is_set():
-                for row in [row for number, row in worker.hand.values() if number <= call]:
-                    del worker.hand[row["key"]]
-                    self._add(row, {"error": "no_answer", "detail": f"{self.selection.name} gave no answer"})
+                silent = {"error": "no_answer", "detail": f"{self.selection.name} gave no answer"}
+                self._left(worker, call, silent, early=worker.open and worker.call == call)
             case ("broken", text):
                 raise EngineError(f"{self.selection.name} cannot start: {text}")
+
+    def _left(self, worker: _Worker, call: int, answer: Row, *, early: bool) -> None:
+        """A call is over: rows without an answer get this one; but each alone, where it ended before its rows did."""
+        if worker.call == call:
+            worker.open = False
+        rows = [row for number, row in worker.hand.values() if number <= call]
+        for row in rows:
+            del worker.hand[row["key"]]
+        if early and len(rows) > 1:
+            self.suspects.extend([row] for row in rows)
+            return
+        for row in rows:
+            self._add(row, answer)
 
     def _add(self, row: Row, answer: Row) -> None:
         made = {**answer, "key": row["key"], "content": row["content"]}
@@ -301,7 +309,8 @@ class _Run:
             self.report.failed += 1
             self.report.errors[error] = self.report.errors.get(error, 0) + 1
         else:
-            verdict = made.get("verdict") or "good"
+            verdict = made.get("verdict")
+            verdict = verdict if verdict in ("repaired", "rejected") else "good"
             setattr(self.report, verdict, getattr(self.report, verdict) + 1)
 
     def _died(self, worker: _Worker) -> None:

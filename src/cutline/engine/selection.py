@@ -50,6 +50,7 @@ class Selection:
     shard: Shard | None = None
 
     def __post_init__(self) -> None:
+        self.dataset.key_rule  # noqa: B018  where there is no dataset it says so, before anything is made
         wanted, got = schemas.kind(type(self.annotator).writes), schemas.kind(self.layer)
         if wanted != got:
             raise OptionError(f"{self.name} writes {wanted}, so a layer called {wanted}/…, not {self.layer}")

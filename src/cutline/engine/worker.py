@@ -41,9 +41,10 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
         send("broken", str(error) or type(error).__name__)
         return
     send("ready", int(getattr(session, "batch_size", 1)))
+    call = 0
     while not stop.is_set():
         message = inbox.get()
-        if message[0] != "rows":
+        if message[0] != "rows" or message[1] <= call:  # of a call that ended early: its parent gives them again
             continue
         call = message[1]
         try:

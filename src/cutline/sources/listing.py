@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def list_picture(listed: Listed, entry: os.DirEntry[str], rows: Rows) -> str:
     except FileNotFoundError:
         error, detail = "vanished", "it is a link that leads nowhere, or it went while it was listed"
     except OSError as problem:
-        error, detail = "permission", problem.strerror
+        error, detail = "vanished" if problem.errno == errno.ELOOP else "permission", problem.strerror
     if name != raw:
         error, detail = "bad_name", "its name is not UTF-8, which Parquet and JSON cannot hold; rename it"
     elif os.path.splitext(entry.name)[1].lower() in FOREIGN:
