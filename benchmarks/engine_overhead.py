@@ -15,12 +15,13 @@ equal. The bare loop must take half a minute at least. Pictures are JPEGs of 512
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def main() -> None:
         model = chosen.model or save_captioner(Path(temporary) / "captioner")
         pictures = Path(temporary) / "pictures"
         draw_pictures(pictures, chosen.pictures)
-        compare(Dataset(pictures), model, chosen.pictures, chosen.pairs)
+        compare(Dataset(pictures), model, chosen.pictures, chosen.pairs, chosen.threads)
 
 
-def compare(dataset: Dataset, model: Path, count: int, pairs: int) -> None:
+def compare(dataset: Dataset, model: Path, count: int, pairs: int, threads: int) -> None:
     """Time both sides in interleaved pairs, see that they say the same, and print the verdict."""
     dataset.add(options.fill(registry.load("sources", "folder"), {"path": str(dataset.root)}))
     settings = options.fill(registry.load("annotators", "blip"), {"model": str(model), **SETTINGS})
@@ -62,7 +63,7 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int) -> None:
     def bare() -> float:
         seconds, captions = in_a_process(bare_loop, dataset.root, model)
         said["bare"].append(captions)
-        return seconds
+        return float(seconds)
 
     def by_annotate() -> float:
         layer = f"captions/blip-{len(whole)}"
@@ -78,9 +79,9 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int) -> None:
         sys.exit("the two sides do not say the same of the same pictures")
     print(f"{count} pictures, {len(set(first.values()))} different captions, equal in all {2 * pairs} runs")
     bare_seconds = middle(found, 0)
+    print(f"bare loop: {bare_seconds:.1f} s, {count / bare_seconds:.1f} pictures/s with {threads} torch threads")
     print(
-        f"{os.environ['OMP_NUM_THREADS']} torch threads; bare loop: {bare_seconds:.1f} s, {count / bare_seconds:.1f} pictures/s; annotate: {middle(found, 1):.1f} s; "
-        f"with its start and the loading of the model {sorted(whole)[len(whole) // 2]:.1f} s"
+        f"annotate: {middle(found, 1):.1f} s; {statistics.median(whole):.1f} s with its start and the model's loading"
     )
     if bare_seconds < SHORTEST:
         sys.exit(f"the bare loop is to take {SHORTEST:.0f} s at least: give more pictures with -n")
@@ -90,20 +91,20 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int) -> None:
 def save_captioner(folder: Path) -> Path:
     """Save the demo's kind of captioner, grown to 28 million weights that are random, for pictures of 224 pixels."""
     import torch
-    import transformers
 
     from cutline.demo.captioner import new_captioner
     from cutline.demo.scenes import WORDS
 
+    transformers: Any = import_module("transformers")
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
     model, processor = new_captioner(WORDS, side=224, wide=0.3)
-    config = model.config
-    for part, layers in ((config.vision_config, 8), (config.text_config, 6)):
-        part.hidden_size, part.intermediate_size, part.num_hidden_layers, part.num_attention_heads = 384, 1536, layers, 6
-    config.vision_config.patch_size = 16
-    config.text_config.encoder_hidden_size = 384
-    grown = transformers.BlipForConditionalGeneration(config)
+    vision, text = model.config.vision_config, model.config.text_config
+    for part in (vision, text):
+        part.hidden_size, part.intermediate_size, part.num_attention_heads = 384, 1536, 6
+    vision.num_hidden_layers, text.num_hidden_layers = 8, 6
+    vision.patch_size, text.encoder_hidden_size = 16, 384
+    grown = transformers.BlipForConditionalGeneration(model.config)
     grown.vision_model.embeddings.position_embedding.data.normal_(0, 0.5)
     grown.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -113,23 +114,23 @@ def save_captioner(folder: Path) -> Path:
 def bare_loop(root: Path, folder: Path) -> tuple[float, dict[str, str]]:
     """What anyone would write: seconds after loading, and file -> caption."""
     import torch
-    import transformers
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     from cutline.pictures import decode
 
+    transformers: Any = import_module("transformers")
+    pillow: Any = import_module("transformers.models.blip.image_processing_pil_blip")
     transformers.logging.disable_progress_bar()
     model = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
-    images = BlipImageProcessorPil.from_pretrained(folder)
+    images = pillow.BlipImageProcessorPil.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = model.config.text_config
-    size = SETTINGS["batch_size"]
+    size, side = SETTINGS["batch_size"], 2 * max(images.size["height"], images.size["width"])
     files = sorted(file.relative_to(root).as_posix() for file in root.glob("??/*.jpg"))
     captions: dict[str, str] = {}
     start = time.perf_counter()
     for first in range(0, len(files), size):
         names = files[first : first + size]
-        opened = [decode((root / name).read_bytes(), at_least=2 * 224) for name in names]
+        opened = [decode((root / name).read_bytes(), at_least=side) for name in names]
         pixels = images(opened, return_tensors="pt")["pixel_values"]  # (B, 3, S, S)
         begin = torch.tensor([[text.bos_token_id, text.sep_token_id]] * len(names))
         with torch.inference_mode():
@@ -141,8 +142,7 @@ def bare_loop(root: Path, folder: Path) -> tuple[float, dict[str, str]]:
                 num_beams=SETTINGS["beams"],
                 max_new_tokens=SETTINGS["max_tokens"],
             )
-        for name, said in zip(names, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-            captions[name] = said
+        captions.update(zip(names, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True))
     return time.perf_counter() - start, captions
 
 

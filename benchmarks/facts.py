@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pairs import finish, median_ratio, middle, say_machine, spread, take_pairs, verdict
+
 DISTINCT = 300
 TARGET = 4.0
 
@@ -43,6 +45,7 @@ def main() -> None:
     if chosen.side:
         run_side(chosen.side, chosen.folder, chosen.processes)
         return
+    say_machine()
     with tempfile.TemporaryDirectory(prefix="cutline-facts-") as temporary:
         folder = chosen.folder or Path(temporary)
         draw_pictures(folder, chosen.pictures)
@@ -103,22 +106,27 @@ def compare(folder: Path, count: int, pairs: int, processes: int, direct: bool) 
         seconds, _ = timed([*cutline, "add", os.fspath(folder)])
         print(f"cutline add: {seconds:.1f} s, {count / seconds:.0f} pictures/s", flush=True)
     timed(pillow)  # once for the page cache
-    baseline, facts = [], []
-    for pair in range(pairs):
-        baseline.append(timed(pillow))
+    spent: dict[str, list[float]] = {"pillow": [], "facts": []}
+
+    def decode() -> float:
+        seconds, processor = timed(pillow)
+        spent["pillow"].append(processor)
+        return seconds
+
+    def annotate() -> float:
         shutil.rmtree(folder / ".cutline" / "layers" / "facts", ignore_errors=True)
-        facts.append(timed(measured))
-        print(f"pair {pair + 1}: pillow {baseline[-1][0]:.1f} s, facts {facts[-1][0]:.1f} s", flush=True)
+        seconds, processor = timed(measured)
+        spent["facts"].append(processor)
+        return seconds
+
+    found = take_pairs(pairs, decode, annotate)
     if not direct:
         check_layer(folder, count)
-    for name, side in (("pillow decode", baseline), ("facts", facts)):
-        middle = statistics.median(clock for clock, _ in side)
-        print(f"{name}: {middle:.1f} s, {count / middle:.0f} pictures/s on {processes} processes")
-    clock, processor = (
-        statistics.median(other[which] / one[which] for one, other in zip(baseline, facts, strict=True))
-        for which in (0, 1)
-    )
-    print(f"ratio: {clock:.2f} on the clock (target: at most {TARGET}), {processor:.2f} in processor time")
+    for side, name in enumerate(("pillow decode", "facts")):
+        print(f"{name}: {middle(found, side):.1f} s, {count / middle(found, side):.0f} pictures/s")
+    processor = median_ratio(list(zip(spent["pillow"], spent["facts"], strict=True)))
+    note = f"{spread(found)}; {processor:.2f} in processor time"
+    finish(verdict(f"facts / pillow decode on {processes} processes", median_ratio(found), TARGET, "times", note))
 
 
 def timed(command: list[str]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 def take_pairs(
     count: int, baseline: Callable[[], float], measured: Callable[[], float], *, show: bool = True
 ) -> list[tuple[float, float]]:
-    """Time both sides `count` times, in turn, the first of a pair being the second of the next: (baseline, measured)."""
+    """Time both sides `count` times, in turn: (baseline, measured). Which comes first in a pair alternates."""
     pairs = []
     for number in range(count):
         if number % 2:
@@ -49,7 +49,8 @@ def spread(pairs: list[tuple[float, float]]) -> str:
 def verdict(figure: str, value: float, target: float, unit: str, note: str = "") -> bool:
     """Print one figure with its target; whether it is met."""
     met = value <= target
-    print(f"{'met   ' if met else 'MISSED'} {figure}: {value:.2f} {unit}, target at most {target:g} {unit}. {note}".strip())
+    says = f"{figure}: {value:.2f} {unit}, target at most {target:g} {unit}. {note}"
+    print(f"{'met   ' if met else 'MISSED'} {says}".strip(), flush=True)
     return met
 
 

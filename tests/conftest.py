@@ -1,4 +1,4 @@
-"""What holds for every test: no network, and no skipping on the quiet."""
+"""What holds for every test: no network, one thread for a model, and no skipping on the quiet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Generator
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# Before anything imports huggingface_hub or torch; commands that tests run inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing by two threads, and on a busy machine lose tenfold
 
 MAY_SKIP = ("root may read everything", "cannot mount")
 """How the reasons begin for which a test may be skipped even where `.ci/run` counts a skipped test as failed."""

@@ -146,6 +146,13 @@ def test_a_base_install_says_what_a_model_needs(base: Cutline, photos: Path, tmp
     assert "annotator  blip" in base("plugins")
 
 
+def test_a_refused_run_leaves_no_layer(cutline: Cutline, photos: Path) -> None:
+    cutline("add", photos)
+    cutline("annotate", photos, "echo", "--retry", "all", code=2)
+    cutline("annotate", photos, "echo", "--where", "nothing = 1", code=1)
+    assert "captions/echo" not in cutline("status", photos)
+
+
 def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
     cutline("add", photos)
     cutline("status", tmp_path, code=1)

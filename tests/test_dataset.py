@@ -19,15 +19,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus import make_twins
-from running import CUTLINE, ECHO, captions, cutline, echo, leftovers, make_pictures, picture, sha256
 
+from corpus import make_twins
+from cutline import pictures
 from cutline.dataset import Dataset, Found, KeyRule, gather
 from cutline.dataset.gather import Report, Vanished
 from cutline.dataset.query import QueryError
 from cutline.options import CutlineError, OptionError
 from cutline.sources.folder import Folder
 from cutline.sources.kohya import Kohya
+from running import CUTLINE, ECHO, captions, cutline, echo, leftovers, make_pictures, picture, sha256
 
 SIDECAR = "captions/sidecar"
 
@@ -116,7 +117,11 @@ def test_renamed_and_moved_pictures_keep_their_captions(root: Path) -> None:
     report = add(dataset)
     assert (report.moved, report.added, report.vanished) == (2, 0, 0)
     assert captions(dataset) == true_words(dataset)
-    assert set(captions(dataset)) == {"renamed.png", "trip/p0001.png", *(f"p{number:04d}.png" for number in range(2, 10))}
+    assert set(captions(dataset)) == {
+        "renamed.png",
+        "trip/p0001.png",
+        *(f"p{number:04d}.png" for number in range(2, 10)),
+    }
     assert annotated(dataset) == 0
     assert errors(dataset) == {"p0000.png": "vanished", "p0001.png": "vanished"}
 
@@ -259,7 +264,7 @@ def test_half_of_a_folder_gone_is_refused(root: Path, tmp_path: Path) -> None:
         add(dataset)
     (root / names[4]).rename(tmp_path / "away" / names[4])
     (root / "new.png").write_bytes(picture(100))
-    with pytest.raises(Vanished, match="of 8 pictures below .* are gone"):  # of the five, one might be the new one
+    with pytest.raises(Vanished, match=r"of 8 pictures below .* are gone"):  # of the five, one might be the new one
         add(dataset)
     assert errors(dataset) == {}
     assert "of 8 pictures" in cutline("add", root, code=1).stderr, "and it is said again"
@@ -374,7 +379,7 @@ class Life:
         return what
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 def test_any_changes_between_runs(seed: int) -> None:
     """No two files are alike here, so what was ever captioned is never captioned again, wherever it went."""
     with tempfile.TemporaryDirectory() as folder:
@@ -457,7 +462,9 @@ def test_twins_by_unicode_form_name_each_other(root: Path) -> None:
     dataset = Dataset(root)
     report = add(dataset)
     assert (report.added, report.reasons) == (3, {"duplicate_key": 1})
-    ((key, uri, detail),) = dataset.sql("select key, uri, detail from pictures where error = 'duplicate_key'").fetchall()
+    ((key, uri, detail),) = dataset.sql(
+        "select key, uri, detail from pictures where error = 'duplicate_key'"
+    ).fetchall()
     assert key == unicodedata.normalize("NFC", key)
     assert json.loads(detail) == sorted([composed, decomposed])
     assert uri in (composed, decomposed)
@@ -627,7 +634,7 @@ def test_scan_joins_layers_to_readable_pictures(asked: Dataset) -> None:
         ("key < 'p0002'", ["p0000.png", "p0001.png"]),
         ('"tags/danbooru".score > 5', ["p0003.png"]),
         ("list_contains(\"tags/danbooru\".general, 'cat') and width = 8", ["p0003.png"]),
-        ('"captions/a-b.c+d".text = \'it\'\'s\'', ["p0001.png"]),
+        ("\"captions/a-b.c+d\".text = 'it''s'", ["p0001.png"]),
         ('"captions/a-b.c+d".key is null or "tags/danbooru".score = 7', ["p0003.png", "p0004.png"]),
         ("key like '%1.png' -- a remark", ["p0001.png"]),
     ],
@@ -663,7 +670,7 @@ def test_missing_and_retry(asked: Dataset) -> None:
 
 def test_picture_by_key(asked: Dataset) -> None:
     assert asked.picture("p0002.png").read() == picture(2)
-    with pytest.raises(CutlineError, match="no picture of .* has the key 'p0002'"):
+    with pytest.raises(CutlineError, match=r"no picture of .* has the key 'p0002'"):
         asked.picture("p0002")
 
 
@@ -672,9 +679,8 @@ def test_a_dataset_of_another_version_is_refused(root: Path) -> None:
     add(Dataset(root))
     toml = root / ".cutline" / "dataset.toml"
     toml.write_text(toml.read_text().replace("version = 1", "version = 2"))
-    for arguments in (("add",), ("status",), ("sql", "from pictures"), ("annotate", "echo"), ("compact",)):
-        verb, *rest = arguments
-        assert "version 2" in cutline(verb, root, *rest, code=1).stderr
+    for verb in ("add", "status"):
+        assert "version 2" in cutline(verb, root, code=1).stderr
     toml.write_text("version = [")
     assert "cannot be read" in cutline("status", root, code=1).stderr
 
@@ -847,7 +853,9 @@ def test_kohya_words_find_their_pictures(root: Path, tmp_path: Path) -> None:
         "solo.png": "by stem at the root",
     }
     assert "trip/double.png" not in found, "an ambiguous name is nobody's"
-    assert dataset.sql("select unsorted from \"tags/kohya\" where key = 'trip/p0003.png'").fetchall() == [(["cat", "dog"],)]
+    assert dataset.sql("select unsorted from \"tags/kohya\" where key = 'trip/p0003.png'").fetchall() == [
+        (["cat", "dog"],)
+    ]
     assert any("about no readable picture" in note for note in report.notes)
     assert dataset.add(Kohya(file)).words == {"captions/kohya": 0, "tags/kohya": 0}
     # What it does not name keeps its words: a metadata file lists words, not pictures.
@@ -1047,21 +1055,26 @@ def test_parts_of_a_killed_writer_are_whole(root: Path) -> None:
     assert len(_readable(dataset)) == 300
 
 
-def test_chunks_are_published_as_they_come(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed `add` goes on where it stopped: what was looked at is not looked at again."""
+def test_an_add_goes_on_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "CHUNK", 10)
     make_pictures(root, 45)
     dataset = Dataset(root)
-    seen: list[int] = []
+    looked: list[str] = []
 
-    def stop(done: int, total: int, bad: int) -> None:
-        seen.append(done)
-        if len(dataset.layer("pictures").parts()) >= 3:
+    def look(path: Path) -> pictures.Inspection:
+        if len(looked) == 25:
             raise KeyboardInterrupt
+        looked.append(path.name)
+        return real(path)
 
+    real = pictures.inspect
+    monkeypatch.setattr(pictures, "inspect", look)
     with pytest.raises(KeyboardInterrupt):
-        while True:
-            add(dataset, progress=lambda done, total, bad: stop(done, total, bad))
-            monkeypatch.setattr(gather, "CHUNK", 10)
-            make_pictures(root, 10, first=45 + 10 * len(seen))
-    assert dataset.sql("select count(*) from pictures").fetchall()[0][0] >= 30
+        add(dataset)
+    assert len(_readable(dataset)) == 20
+    first = set(looked[:20])
+    looked[:] = [""] * 26
+    assert add(dataset).unchanged == 20
+    assert first.isdisjoint(looked)
+    assert len(looked) == 26 + 25
+    assert annotated(dataset) == 45

@@ -532,7 +532,8 @@ class _Adding:
             ) as fresh
             left join now using (key)
             left join ({current}) as cur using (key)
-            where cur.key is null or cur.said is distinct from fresh.said or cur.content is distinct from now.content""")
+            where cur.key is null or cur.said is distinct from fresh.said
+                or cur.content is distinct from now.content""")
         reader = self.con.sql("from different").to_arrow_reader(50_000)
         writer = self.dataset.layer(name).write()
         for batch in reader:

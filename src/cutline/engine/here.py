@@ -96,8 +96,8 @@ def annotate(selection: Selection, *, workers: int | None = None, events: Events
         EngineError: the session cannot be loaded, or workers cannot be started.
         StorageError: a write was refused.
     """
+    report = Report(todo=selection.count())  # what refuses does so before it makes a layer
     with selection.writer() as writer:
-        report = Report(todo=selection.count())
         tell = events or (lambda event: None)
         tell({"event": "start", "layer": selection.layer, "todo": report.todo})
         if report.todo:

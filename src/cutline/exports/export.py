@@ -21,7 +21,7 @@ from cutline.options import CutlineError
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
     """A recipe by path or by its name in the dataset's `recipes` folder; without one, the obvious one or a refusal."""
     if not name:
-        return default_recipe(dataset.layers())
+        return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
     for path in (Path(name), dataset.home / "recipes" / f"{name}.toml"):
         if path.is_file():
             return Recipe.from_toml(path)
