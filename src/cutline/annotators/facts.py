@@ -1,7 +1,7 @@
 """What can be measured in a picture without a model: hashes, sharpness, colour, and the tags that are plain facts.
 
-All measures but the first two are taken on one small copy (longest side 256), so that they cost little more than decoding
-and mean the same for a thumbnail and a scan. Transparent parts count as white.
+All measures but the first two are taken on one small copy (longest side 256), so that they cost little more than
+decoding and mean the same for a thumbnail and a scan. Transparent parts count as white.
 
 - `sha256`: of the file's bytes.
 - `pixels`: sha256 of width, height, mode and the decoded bytes. Equal for the same picture in PNG, BMP or TIFF,
