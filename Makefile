@@ -25,10 +25,12 @@ test-slow: $(VENV)/with-dev
 	@$(BIN)/python -m pytest -q -m slow --timeout 900
 
 lint: $(VENV)/with-dev
-	@$(BIN)/ruff check -q --output-format concise
-	@$(BIN)/ruff format -q --check
-	@$(BIN)/mypy
-	@PYTHONPATH=src $(BIN)/lint-imports
+	@failed=; \
+	$(BIN)/ruff check -q --output-format concise || failed=1; \
+	$(BIN)/ruff format -q --check || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	$(BIN)/lint-imports --no-logo || failed=1; \
+	test -z "$$failed"
 
 bench: $(VENV)/with-dev
 	@set -e; for benchmark in $$(grep -l __main__ benchmarks/*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark; done

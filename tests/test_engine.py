@@ -445,6 +445,7 @@ def test_a_full_disk_is_said_and_costs_nothing(small_disk: Path) -> None:
     assert published(dataset) == 100
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_during_a_run(small_disk: Path) -> None:
     root = small_disk / "photos"
     dataset = new(root, 150)
@@ -601,7 +602,9 @@ def test_somebody_elses_annotator_is_found(root: Path, odd: dict[str, str]) -> N
     assert "no annotator is called 'od'; there are: " in cutline("annotate", root, "od", env=odd, code=1).stderr
 
 
-@pytest.mark.parametrize(("mode", "how"), [("killed", "SIGKILL"), ("exits", "exit code 3")])
+@pytest.mark.parametrize(
+    ("mode", "how"), [("killed", "SIGKILL"), pytest.param("exits", "exit code 3", marks=pytest.mark.slow)]
+)
 def test_a_picture_that_kills_its_worker_is_one_row(root: Path, odd: dict[str, str], mode: str, how: str) -> None:
     dataset = new(root, 40)
     done = cutline("annotate", root, "odd", "-o", f"mode={mode}", "-o", "at=p0007.png,p0033.png", code=3, env=odd)
@@ -656,6 +659,7 @@ def test_a_row_without_an_answer_is_said(root: Path, odd: dict[str, str], mode: 
     assert fell(dataset) == dict.fromkeys(keys, ("no_answer", "odd gave no answer"))
 
 
+@pytest.mark.slow
 def test_typed_errors_are_kept_and_tried_again_when_asked(root: Path, odd: dict[str, str]) -> None:
     dataset = new(root, 20)
     gate = root.parent / "gate"
@@ -851,6 +855,15 @@ def test_exit_codes(root: Path) -> None:
     cutline("annotate", root, "echo", "-o", "says=other", "--as", "captions/echo-b")
     assert "is no dataset yet" in cutline("annotate", root.parent, "echo", code=1).stderr
     assert "there is no " in cutline("add", root / "nowhere", code=1).stderr
+    os.truncate(root / "p0002.png", 20)
+    cutline("add", root, code=3)
+    assert "1 pictures of the dataset cannot be read" in cutline("annotate", root, "echo", code=3).stderr
+    cutline("annotate", root, "echo", "-o", "nonsense=1", code=2)
+
+
+@pytest.mark.slow
+def test_bad_usage_ends_with_2(root: Path) -> None:
+    new(root, 2)
     usage: list[tuple[object, ...]] = [
         ("annotate", root),
         ("nonsense",),
@@ -871,11 +884,9 @@ def test_exit_codes(root: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for done in pool.map(lambda arguments: cutline(*arguments, code=2), usage):
             assert done.stderr, done.args
-    os.truncate(root / "p0002.png", 20)
-    cutline("add", root, code=3)
-    assert "1 pictures of the dataset cannot be read" in cutline("annotate", root, "echo", code=3).stderr
 
 
+@pytest.mark.slow
 def test_a_preset_is_read_and_the_command_line_comes_after_it(root: Path) -> None:
     dataset = new(root, 2)
     preset = root.parent / "preset.toml"

@@ -666,6 +666,7 @@ def write_many(home: Path, me: int, count: int) -> None:
             writer.flush()
 
 
+@pytest.mark.slow
 def test_processes_write_fold_and_compact_at_once(quick: Path) -> None:
     dataset = new_dataset(quick)
     home = dataset.home / "layers"

@@ -24,6 +24,9 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
     In: ("rows", call, rows), ("end", call), ("stop",). Out: ("ready", batch size), ("hungry",) when the session waits
     for more, ("row", answer), ("raised", call, text), ("idle", call), or ("broken", text) where it cannot be loaded.
     """
+    # OpenMP threads that wait spin by default, and take the cores from those that decode. It must be set before torch
+    # is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lock = threading.Lock()  # a session may pull rows on a thread of its own
