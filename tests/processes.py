@@ -1,4 +1,4 @@
-"""An annotator of a test's own, in a module that workers import in no time."""
+"""Annotators of a test's own, in a module that workers import in no time."""
 
 from __future__ import annotations
 
@@ -33,3 +33,23 @@ class Processes:
             while len(list(self.folder.iterdir())) < self.expected and time.monotonic() < give_up:
                 time.sleep(0.05)
             yield {"key": row["key"], "texts": [str(os.getpid())], "verdict": "good"}
+
+
+@dataclass(frozen=True)
+class Forking:
+    """Leaves a process behind that holds all it holds, and dies."""
+
+    writes: ClassVar[str] = "captions/forking"
+    reads: ClassVar[tuple[str, ...]] = ("pictures",)
+    workers: ClassVar[Literal["device", "core"]] = "device"
+
+    def load(self) -> Forking:
+        return self
+
+    def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for _ in rows:
+            if os.fork() == 0:
+                time.sleep(20)
+                os._exit(0)
+            os._exit(9)
+        yield from ()

@@ -282,6 +282,20 @@ def test_torn_and_foreign_files_are_no_parts(dataset: Dataset) -> None:
     assert said(dataset) == {"a": "words", "b": "words"}
 
 
+def test_compacting_clears_away_what_killed_writers_left(dataset: Dataset) -> None:
+    folder = dataset.layer(LAYER).folder
+    kept = part(dataset, good("a", "words"))
+    names = (".part-0123456789ab.tmp", ".layer-0123456789ab.json")
+    for name in names:
+        (folder / name).write_bytes(b"PAR1")
+    dataset.compact()
+    assert {path.name for path in folder.iterdir()} == {kept.name, *names}, "they may be someone's present work"
+    for name in names:
+        os.utime(folder / name, (1e9, 1e9))
+    dataset.compact()
+    assert list(folder.iterdir()) == [kept]
+
+
 def test_layers_are_found_below_their_folder(dataset: Dataset) -> None:
     part(dataset, good("a", "words"))
     part(dataset, {"key": "a", "general": ["cat"]}, layer="tags/danbooru")

@@ -55,7 +55,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         schemas.kind(self.name)
-        if not _LAYER_NAME.fullmatch(self.name) or ".." in self.name:
+        if not _LAYER_NAME.fullmatch(self.name) or {"retired", ".", ".."} & set(self.name.split("/")):
             raise CutlineError(f"'{self.name}' is no layer name; one looks like captions/florence-2")
 
     @property
@@ -90,42 +90,49 @@ class Layer:
             IdentityError: the layer was made by another annotator or with other settings.
         """
         if annotator:
-            self._claim({"annotator": annotator, "settings": dict(settings or {})})
+            self._claim(annotator, settings or {})
         elif (info := self.info()) is not None:
             raise IdentityError(
                 f"layer {self.name} is written by {info['annotator']}; rows from elsewhere need a layer of their own"
             )
         return LayerWriter(self)
 
-    def _claim(self, wanted: dict[str, Any]) -> None:
-        """Make `layer.json`, or check that ours is the same."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(self.folder, error) from error
+    def check(self, annotator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Raise IdentityError where `write` would, and write nothing. Returns what `layer.json` has to say."""
+        wanted: dict[str, Any] = {"annotator": annotator, "settings": dict(settings)}
         wanted["identity"] = digest(wanted)
         filled = bool(self.parts())  # asked first: an annotator's layer has its file before its first part
         found = self.info()
         if found is None and filled:
             raise IdentityError(
                 f"layer {self.name} was filled by a source or a person; no annotator writes into it.\n"
-                f"Write to a layer of your own: --as {self.name}-{wanted['annotator']}"
+                f"Write to a layer of your own: --as {self.name}-{annotator}"
             )
-        if found is None:
-            text = json.dumps({**wanted, "cutline": __version__}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            draft = self.folder / f".layer-{secrets.token_hex(6)}.json"
-            with whole_file(draft, "w") as handle:
-                handle.write(text)
-            try:  # of two that come at once, the first one's settings stand
-                os.link(draft, self.folder / "layer.json")
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(draft, self.folder / "layer.json")
-            draft.unlink(missing_ok=True)
-            found = self.info() or wanted
-        if found["identity"] != wanted["identity"]:
+        if found is not None and found["identity"] != wanted["identity"]:
             raise IdentityError(self._difference(found, wanted))
+        return wanted
+
+    def _claim(self, annotator: str, settings: Mapping[str, Any]) -> None:
+        """Make `layer.json`, or check that ours is the same."""
+        wanted = self.check(annotator, settings)
+        if self.info() is not None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        text = json.dumps({**wanted, "cutline": __version__}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        draft = self.folder / f".layer-{secrets.token_hex(6)}.json"
+        with whole_file(draft, "w") as handle:
+            handle.write(text)
+        try:  # of two that come at once, the first one's settings stand
+            os.link(draft, self.folder / "layer.json")
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(draft, self.folder / "layer.json")
+        draft.unlink(missing_ok=True)
+        self.check(annotator, settings)
 
     def _difference(self, found: dict[str, Any], wanted: dict[str, Any]) -> str:
         lines = []
@@ -206,7 +213,10 @@ def retire(parts: Iterable[Path]) -> list[Path]:
     moved = []
     for part in parts:
         retired = part.parent / "retired"
-        retired.mkdir(exist_ok=True)
+        try:
+            retired.mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(retired, error) from error
         with contextlib.suppress(FileNotFoundError):  # another process was first
             os.rename(part, retired / part.name)
             moved.append(retired / part.name)
@@ -355,7 +365,6 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
         now: SQL of (key, content) that says what each picture is now; rows about another content do not count.
         only: an SQL condition over `key`: which keys to look at.
     """
-    ranks = ", ".join(str(rank(part)) for part in parts)
     join = f"left join ({now}) as now using (key)" if now else ""
     match = "and (rows.content is null or now.content is null or rows.content = now.content)" if now else ""
     group = "rows.key, rows.content" if per_content else "rows.key"
@@ -363,13 +372,19 @@ def heads_sql(parts: Sequence[Path], *, per_content: bool = False, now: str = ""
     return f"""
         with rows as (
             select key, content, error is null as good, coalesce(deleted, false) as deleted,
-                coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1]) as rank, {row_id_sql()} as id
+                {rank_sql(parts)} as rank, {row_id_sql()} as id
             from {read_sql(parts)} where {only}
         ), cuts as (select key, max(rank) as cut from rows where deleted group by key)
         select arg_max(id, (good::bigint << 62) + (rows.rank << 2) + {tie}) as id
         from rows left join cuts using (key) {join}
         where (cut is null or rows.rank >= cut) and not (deleted and good) {match}
         group by {group}"""
+
+
+def rank_sql(parts: Sequence[Path]) -> str:
+    """SQL for a row's rank: its own, or that of the part it is in."""
+    ranks = ", ".join(str(rank(part)) for part in parts)
+    return f"coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1])"
 
 
 def row_id_sql() -> str:

@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import Any
 
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
@@ -31,7 +31,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
 }
 
 
-class UnknownPlugin(CutlineError):
+class UnknownPlugin(OptionError):
     """No plug-in of that name."""
 
 

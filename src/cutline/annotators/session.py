@@ -97,6 +97,8 @@ class Batched:
             return
         try:
             answers = self.batch(rows, prepared)
+            if len(answers) != len(rows):
+                raise ValueError(f"{len(rows)} rows were given and {len(answers)} answered")
         except Exception as error:
             if len(rows) == 1:
                 yield failure(rows[0]["key"], error)

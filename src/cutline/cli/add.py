@@ -38,6 +38,8 @@ def run(
     opened = Dataset(dataset)
     rule = KeyRule(key or "path", prefix) if key or prefix else None
     given = settings.parse(options or [])
+    if paths and "path" in given:
+        raise settings.OptionError(f"the path is said twice: {paths[0]} and -o path={given['path']}")
     unreadable = 0
     for path in paths or [dataset]:
         name = source or detect(path)

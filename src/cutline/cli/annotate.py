@@ -35,6 +35,7 @@ def run(
     from cutline.dataset import Dataset
     from cutline.engine.here import annotate
     from cutline.engine.selection import Selection, Shard
+    from cutline.layer import identifier
 
     plugin = registry.load("annotators", annotator)
     values: dict[str, Any] = {}
@@ -49,6 +50,7 @@ def run(
         opened, made, layer or plugin.writes, where, retry, limit, Shard.parse(shard) if shard else None
     )
     if dry_run:
+        selection.check()
         found = {"layer": selection.layer, "todo": selection.count(), "first": selection.first_request()}
         if log_json:
             print_json({"event": "dry_run", **found})
@@ -82,7 +84,13 @@ def run(
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
     if unreadable:
         say(f"{unreadable:,} pictures of the dataset cannot be read and were left out. Which: cutline status {dataset}")
-    if report.failed or unreadable:
+    left = opened.sql(
+        f"select count(*) from {identifier(selection.layer)} as made join pictures using (key) "
+        "where made.error is not null and pictures.error is null"
+    ).fetchall()[0][0]
+    if left > report.failed:
+        say(f"{left - report.failed:,} failed in earlier runs. To try them again: {again} --retry errors")
+    if left or report.failed or unreadable:
         raise typer.Exit(DONE_IN_PART)
 
 

@@ -40,14 +40,22 @@ def main() -> None:
     code = 0
     try:
         app()
-    except SystemExit as end:
+    except SystemExit as end:  # typer makes one of Ctrl-C, too
         code = end.code if isinstance(end.code, int) else 1
+        if isinstance(end.__context__, KeyboardInterrupt) or isinstance(
+            getattr(end.__context__, "__cause__", None), KeyboardInterrupt
+        ):
+            _say_interrupted()
     except CutlineError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:
-        print("interrupted; what was published is kept: give the same command again to go on", file=sys.stderr)
+        _say_interrupted()
         code = 130
     except BrokenPipeError:  # `cutline sql … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _say_interrupted() -> None:
+    print("interrupted; what was published is kept: give the same command again to go on", file=sys.stderr)

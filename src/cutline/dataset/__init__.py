@@ -6,6 +6,7 @@ Everything is a row in a layer, keyed by the picture's key. Sources, models and 
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import duckdb
 import pyarrow as pa
 
 from cutline import schemas
 from cutline.dataset.query import Relation, Views, done_sql, layer_struct
-from cutline.files import whole_file
+from cutline.files import storage_error, whole_file
 from cutline.layer import Layer, identifier, layers_below, quote
 from cutline.options import CutlineError, OptionError
 from cutline.pictures import Picture
@@ -73,6 +75,13 @@ class KeyRule:
                     f"key rule '{self.rule}' is neither path, stem nor a regular expression: {error}"
                 ) from None
 
+    def check(self) -> None:
+        """Raise OptionError for a regular expression that Python knows and DuckDB (RE2) does not."""
+        try:
+            duckdb.connect().execute(f"select {self.sql(quote('name'))}").fetchall()
+        except duckdb.Error as error:
+            raise OptionError(f"key rule '{self.rule}' cannot be used: {error}") from None
+
     def sql(self, name: str) -> str:
         """SQL for the key of the name in that column; null where a regular expression does not match."""
         if self.rule == "path":
@@ -89,7 +98,7 @@ class Dataset:
     """A folder of pictures and their words. Opening one reads nothing; `add` makes its `.cutline` folder."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(os.path.abspath(Path(root).expanduser()))
         self.home = self.root / ".cutline"
 
     def __repr__(self) -> str:
@@ -128,7 +137,11 @@ class Dataset:
             return
         if not self.root.is_dir():
             raise CutlineError(f"there is no folder {self.root}")
-        self.home.mkdir(exist_ok=True)
+        rule.check()
+        try:
+            self.home.mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.home, error) from error
         with whole_file(self.home / "dataset.toml", "w") as handle:
             handle.write(
                 "# A Cutline dataset. Layers are Parquet below layers/; this file only fixes how pictures are named.\n"
@@ -200,7 +213,7 @@ class Dataset:
         joins = "".join(
             f" left join {identifier(name)} using (key)"
             for name in self.layers()
-            if name != "pictures" and (identifier(name) in where or re.search(rf"\b{name}\.", where))
+            if name != "pictures" and (identifier(name) in where or re.search(rf"\b{re.escape(name)}\.", where))
         )
         condition = f"and ({where}\n)" if where else ""  # the new line ends a remark
         return f"select pictures.* from pictures{joins} where pictures.error is null {condition}"

@@ -7,6 +7,7 @@ writer, a reader, another compact or a crash at any moment meets the same rows, 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cutline import schemas
-from cutline.layer import heads_sql, identifier, publish_file, rank, read_sql, retire, row_id_sql
+from cutline.layer import heads_sql, identifier, publish_file, rank_sql, read_sql, retire, row_id_sql
+from cutline.options import CutlineError
 
 if TYPE_CHECKING:
     from cutline.dataset import Dataset
 
+ABANDONED_SECONDS = 86_400.0
 PICTURES_PER_CUT = 131_072
 """Every layer is cut at each this-many-th key of the pictures layer."""
 
 
 def compact(dataset: Dataset, layers: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     """Compact these layers; for each how many parts there were and are. One of a single part is left as it is."""
+    if unknown := [name for name in layers if name not in dataset.layers()]:
+        raise CutlineError(f"there is no layer {', '.join(unknown)}; there are: {', '.join(dataset.layers())}")
     cuts = _cuts(dataset)
     done: dict[str, tuple[int, int]] = {}
     for name in layers:
@@ -35,6 +40,7 @@ def compact(dataset: Dataset, layers: tuple[str, ...]) -> dict[str, tuple[int, i
         for old in (layer.folder / "retired").glob("*.parquet"):
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
+        _clear(layer.folder)
         before: list[Path] = []
 
         def question(name: str = name, before: list[Path] = before) -> str:
@@ -52,6 +58,15 @@ def compact(dataset: Dataset, layers: tuple[str, ...]) -> dict[str, tuple[int, i
         retire(before)
         done[name] = (len(before), after)
     return done
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed writers left half-written, once it is too old to be anyone's present work."""
+    for pattern in (".part-*.tmp", ".cutline-*.tmp", ".layer-*.json"):
+        for left in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
 
 
 class _Ahead:
@@ -77,8 +92,7 @@ def _cuts(dataset: Dataset) -> list[str]:
 
 def _kept(name: str, parts: list[Path]) -> str:
     """SQL for the rows to keep: the best of each key and content, and the newest tombstone of each key."""
-    ranks = ", ".join(str(rank(part)) for part in parts)
-    ranked = f"coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1])"
+    ranked = rank_sql(parts)
     columns = ", ".join(
         identifier(column) if column != "rank" else f"{ranked} as rank" for column in schemas.schema(name).names
     )

@@ -29,11 +29,16 @@ import pyarrow.parquet as pq
 
 from cutline import pictures, schemas
 from cutline.files import storage_error
-from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, rank, read_sql, row_id_sql
+from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, rank_sql, read_sql, row_id_sql
 from cutline.options import CutlineError
 
 if TYPE_CHECKING:
     from cutline.dataset import Dataset, KeyRule, Source
+
+_SUFFIXED = (
+    rf"regexp_matches(lower(name), '({'|'.join(re.escape(suffix) for suffix in sorted(pictures.EXTENSIONS))})$')"
+)
+"""SQL: whether a name is that of a picture file, and not a bare id or stem."""
 
 CHUNK = 1024
 """Pictures are inspected and published in chunks: a killed `add` has at most this many to do again."""
@@ -123,12 +128,14 @@ def _read(dataset: Dataset, source: Source, folder: Path) -> Counter[str]:
         for found in source.read():
             notes.update(found.notes)
             layout = _layout(found.layer)
-            if found.layer not in writers:
-                path = folder / f"{len(writers)}.parquet"
-                writers[found.layer] = pq.ParquetWriter(path, layout.with_metadata({"layer": found.layer}))
-            writers[found.layer].write_table(_fit(found.batch, layout))
-    except OSError as error:
-        raise storage_error(folder, error) from error
+            table = _fit(found.batch, layout)
+            try:
+                if found.layer not in writers:
+                    path = folder / f"{len(writers)}.parquet"
+                    writers[found.layer] = pq.ParquetWriter(path, layout.with_metadata({"layer": found.layer}))
+                writers[found.layer].write_table(table)
+            except OSError as error:
+                raise storage_error(folder, error) from error
     finally:
         for writer in writers.values():
             with contextlib.suppress(OSError):
@@ -200,6 +207,7 @@ class _Adding:
     def __init__(self, dataset: Dataset, source: Source, folder: Path, notes: Counter[str]) -> None:
         self.dataset = dataset
         self.covers: Path | None = getattr(source, "covers", None)
+        self.base: Path | None = getattr(source, "base", self.covers)
         self.staged = {pq.read_schema(path).metadata[b"layer"].decode(): path for path in folder.glob("*.parquet")}
         self.notes = notes
         self.report = Report()
@@ -317,18 +325,21 @@ class _Adding:
         """Where contents were that may be elsewhere now, by content.
 
         What a picture was at an earlier add counts too: the add that was to see where it went may have been killed.
+        Of several places, where it was last comes first.
         """
 
         def question() -> list[tuple[Any, ...]]:
             parts = self.dataset.views.parts("pictures")
             return self.con.execute(f"""
-                select distinct was.content, was.key, known.uri, was.content is not distinct from known.content,
+                select was.content, was.key, known.uri, was.content is not distinct from known.content,
                     was.key in (select key from todo)
-                from {read_sql(parts)} as was join known using (key)
+                from (select key, content, {rank_sql(parts)} as rank from {read_sql(parts)}) as was
+                join known using (key)
                 where was.content is not null and (
                     was.content is distinct from known.content or known.error = 'vanished'
                     or was.key in (select key from todo) or was.key not in (select key from found))
-                order by was.key desc""").fetchall()
+                group by was.content, was.key, known.uri, known.content, known.error
+                order by known.error is not distinct from 'vanished', max(was.rank) desc, was.key""").fetchall()
 
         gone: dict[str, list[_Origin]] = defaultdict(list)
         if self._one("select count(*) from known"):
@@ -437,10 +448,9 @@ class _Adding:
                 return "select 1 where false"
             only = f"key in ({', '.join(quote(key) for key in keys)})"
             heads = heads_sql(parts, per_content=True, only=only)
-            ranks = ", ".join(str(rank(part)) for part in parts)
             return (
                 "select * exclude (rank, deleted), "
-                f"coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1]) as rank "
+                f"{rank_sql(parts)} as rank "
                 f"from {read_sql(parts)} where {only} and {row_id_sql()} in ({heads})"
             )
 
@@ -507,12 +517,16 @@ class _Adding:
         if not layers:
             return
         self._again("create or replace temp table now as select key, uri, content from pictures where error is null")
+        self._again("create or replace temp table doubled as select key from pictures where error = 'duplicate_key'")
         for name in layers:
             self._write_words(name, self.staged[name])
 
     def _write_words(self, name: str, staged: Path) -> None:
         """Write those rows that differ from what the layer says of the picture as it is now."""
         self._name_keys(staged)
+        claimed = self._one("select count(*) from named where key in (from doubled)")
+        self._note(f"{name}: not written, since several pictures have the key", claimed)
+        self.con.execute("delete from named where key in (from doubled)")
         self._note_words(name, staged)
         columns = [*schemas.columns(name), "error", "detail"]
         packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
@@ -540,7 +554,8 @@ class _Adding:
             writer.add_table(pa.Table.from_batches([batch]))
         if self.covers is not None and known:
             stale = f"""select key from {identifier(name)} where key in (select key from found)
-                and key not in (select key from named) and (detail is null or error is not null)"""
+                and key not in (select key from named) and key not in (from doubled)
+                and (detail is null or error is not null)"""
             for (key,) in self._again(stale).fetchall():  # words that moved here with their picture are kept
                 writer.delete(key)
         writer.flush()
@@ -575,12 +590,19 @@ class _Adding:
         """
         root = self.dataset.root.as_posix().rstrip("/") + "/"
         rule = self.dataset.key_rule
-        relative = f"case when starts_with(name, {quote(root)}) then substr(name, {len(root) + 1}) else name end"
+        full = "name"
+        if self.base is not None:  # so the name of a picture that is not there never means one elsewhere
+            folder = quote(self.base.as_posix().rstrip("/") + "/")
+            full = f"case when starts_with(name, '/') or not {_SUFFIXED} then name else {folder} || name end"
+        relative = f"case when starts_with({full}, {quote(root)}) then substr({full}, {len(root) + 1}) else {full} end"
         self.con.execute(f"""
             create or replace temp table named as
             select coalesce(listed.key, {rule.sql("said.short")}, said.short) as key, line, short,
-                listed.key is not null as sure
-            from (select name, {relative} as short, file_row_number as line from {read_sql([staged])}) as said
+                listed.key is not null as sure, suffixed
+            from (
+                select name, {relative} as short, {_SUFFIXED} as suffixed, file_row_number as line
+                from {read_sql([staged])}
+            ) as said
             left join (select name, any_value(key) as key from found group by name) as listed
                 on listed.name = said.name""")
         self.con.execute("update named set sure = true where key in (select key from now)")
@@ -589,14 +611,15 @@ class _Adding:
         bare = r"regexp_replace({}, '(.)\.[^./]*$', '\1', 's')"
         self.con.execute(f"""
             create or replace temp table aliases as
-            select alias, any_value(key) as key from (
-                select uri as alias, key from now
-                union select {bare.format("key")}, key from now
-                union select regexp_extract({bare.format("key")}, '[^/]*$'), key from now
+            select alias, any_value(key) as key, bool_or(whole) as whole from (
+                select uri as alias, key, true as whole from now
+                union select {bare.format("key")}, key, false from now
+                union select regexp_extract({bare.format("key")}, '[^/]*$'), key, false from now
             ) group by alias having count(distinct key) = 1""")
         self.con.execute("""
             update named set key = aliases.key from aliases
-            where not sure and (named.short = aliases.alias or nfc_normalize(named.short) = aliases.alias)""")
+            where not sure and (named.short = aliases.alias or nfc_normalize(named.short) = aliases.alias)
+                and (aliases.whole or not suffixed)""")
 
     # -- the end ----------------------------------------------------------------------------------------------
 

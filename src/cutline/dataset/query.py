@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from cutline import schemas
-from cutline.layer import Layer, heads_sql, identifier, layers_below, quote, read_sql, row_id_sql
+from cutline.layer import Layer, heads_sql, identifier, layers_below, quote, rank_sql, read_sql, row_id_sql
 from cutline.options import CutlineError
 
 T = TypeVar("T")
@@ -104,6 +104,10 @@ class Views:
                     raise QueryError(str(error)) from error
             except duckdb.Error as error:
                 raise QueryError(str(error)) from None
+            except RuntimeError as error:
+                if "interrupted" not in str(error).lower():
+                    raise
+                raise KeyboardInterrupt from None  # DuckDB heard Ctrl-C first
         raise AssertionError("unreachable")
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -188,10 +192,7 @@ def done_sql(parts: list[Path], *, condition: str) -> str:
     """SQL of (key, content) for which a layer has any row that counts and meets `condition`."""
     if not parts:
         return "select null::varchar as key, null::varchar as content where false"
-    from cutline.layer import rank
-
-    ranks = ", ".join(str(rank(part)) for part in parts)
-    ranked = f"coalesce(rank, ([{ranks}]::bigint[])[file_index::bigint + 1])"
+    ranked = rank_sql(parts)
     source = read_sql(parts)
     return f"""
         select key, content from (select *, {ranked} as ranked from {source}) as rows

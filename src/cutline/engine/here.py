@@ -256,10 +256,13 @@ class _Run:
         living = [worker for worker in self.workers if worker.alive]
         found = wait([*(worker.pipe for worker in living), *(worker.process.sentinel for worker in living)], seconds)
         for worker in living:
-            if worker.pipe in found or worker.process.sentinel in found:
+            ended = worker.process.exitcode is not None  # a process that it forked may hold pipe and sentinel open
+            if worker.pipe in found or worker.process.sentinel in found or ended:
                 try:
                     while worker.pipe.poll():
                         self._take(worker, worker.pipe.recv())
+                    if ended:
+                        raise EOFError
                 except (EOFError, OSError):
                     self._died(worker)
 

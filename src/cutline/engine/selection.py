@@ -60,6 +60,10 @@ class Selection:
         """The annotator's name in `layer.json` and in messages."""
         return type(self.annotator).__name__.lower()
 
+    def check(self) -> None:
+        """Raise IdentityError where the layer has other settings; write nothing."""
+        self.dataset.layer(self.layer).check(self.name, options.identity(self.annotator))
+
     def writer(self) -> LayerWriter:
         """Open the layer, claiming it for this annotator's settings. Raises IdentityError where it has others."""
         layer: Layer = self.dataset.layer(self.layer)

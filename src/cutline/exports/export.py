@@ -14,6 +14,7 @@ from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
 from cutline.exports.manifest import COLUMNS, Export, Manifest
+from cutline.exports.writing import make_folder
 from cutline.files import whole_file
 from cutline.options import CutlineError
 
@@ -43,7 +44,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     manifest = plugin.write(rows(dataset, recipe), out, dry_run=dry_run)
     if not dry_run:
         folder = dataset.home / "exports"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         said = {key: value for key, value in asdict(manifest).items() if key != "diff"}
         said["options"] = options.settings(plugin)
         said["recipe"] = recipe.settings()

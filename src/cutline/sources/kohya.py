@@ -28,11 +28,16 @@ class Kohya:
     )
     layer: str = option("kohya", "the words go to captions/<layer> and tags/<layer>")
 
+    @property
+    def base(self) -> Path | None:
+        """What the entries' names are relative to, if that is known."""
+        return absolute(self.image_dir) if self.image_dir else None
+
     def read(self) -> Iterator[Found]:
         """Stream the words, and the pictures where it is known where they are."""
         captions, tags = f"captions/{self.layer}", f"tags/{self.layer}"
         rows = Rows("pictures", captions, tags)
-        folder = absolute(self.image_dir) if self.image_dir else None
+        folder = self.base
         for entry in kohya.read(Path(os.path.abspath(self.path.expanduser()))):
             if entry.error:
                 rows.note(f"entry that cannot be read: {entry.error}")

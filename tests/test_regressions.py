@@ -1,0 +1,174 @@
+"""Faults that a reader found, each with its guard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutline.annotators.session import Batched, Row
+from cutline.dataset import Dataset, KeyRule
+from cutline.options import CutlineError, OptionError
+from cutline.sources.folder import Folder
+from cutline.sources.imagefolder import ImageFolder
+from cutline.sources.kohya import Kohya
+from running import cutline, make_pictures, picture
+
+
+def say(dataset: Dataset, key: str, text: str) -> None:
+    with dataset.layer("captions/human").write() as rows:
+        rows.add({"key": key, "texts": [text], "verdict": "good"})
+
+
+def said(dataset: Dataset, layer: str) -> dict[str, str]:
+    if layer not in dataset.layers():
+        return {}
+    query = f'select key, text from "{layer}" join pictures using (key) where pictures.error is null'
+    return dict(dataset.sql(query).fetchall())
+
+
+def test_words_follow_a_picture_that_moves_twice(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 4)
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path))
+    for step, prefix in enumerate(("a", "zz", "m")):
+        for path in sorted(tmp_path.glob("*.png")):
+            path.rename(tmp_path / f"{prefix}{path.name[-8:]}")
+        assert dataset.add(Folder(tmp_path)).moved == 4
+        if step == 0:
+            say(dataset, "a0002.png", "the third")
+    assert said(dataset, "captions/human") == {"m0002.png": "the third"}
+
+
+def test_words_about_one_of_two_rivals_reach_neither(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    make_pictures(photos / "a", 1)
+    make_pictures(photos / "b", 1, first=9)
+    (photos / "b" / "p0009.png").rename(photos / "b" / "p0000.png")
+    dataset = Dataset(photos)
+    dataset.add(Folder(photos), rule=KeyRule("stem"))
+    (tmp_path / "meta.json").write_text(json.dumps({"b/p0000.png": {"caption": "about b"}}))
+    report = dataset.add(Kohya(tmp_path / "meta.json"))
+    assert any("several pictures have the key" in note for note in report.notes)
+    (photos / "b" / "p0000.png").unlink()
+    dataset.add(Folder(photos))
+    assert dataset.sql("select key, error from pictures").fetchall() == [("p0000", None)]
+    assert said(dataset, "captions/kohya") == {}
+
+
+def test_words_of_a_picture_that_is_not_there_reach_no_other(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    make_pictures(photos, 1)
+    make_pictures(photos / "trip", 1, first=5)
+    (photos / "trip" / "metadata.jsonl").write_text(json.dumps({"file_name": "p0000.png", "text": "of the trip"}))
+    (tmp_path / "meta.json").write_text(json.dumps({"p0000.png": {"caption": "of the trip"}}))
+    dataset = Dataset(photos)
+    dataset.add(Folder(photos))
+    dataset.add(ImageFolder(photos / "trip"))
+    dataset.add(Kohya(tmp_path / "meta.json", image_dir=photos / "trip"))
+    assert said(dataset, "captions/imagefolder") == said(dataset, "captions/kohya") == {}
+
+
+def test_a_batch_that_loses_a_row_shifts_no_answer() -> None:
+    class Losing(Batched):
+        batch_size = 3
+
+        def prepare(self, row: Row) -> Any:
+            return row["key"]
+
+        def batch(self, rows: list[Row], prepared: list[Any]) -> list[Row]:
+            return [{"texts": [key]} for key in prepared if key != "b"]
+
+    answers = {row["key"]: row.get("texts") or row["error"] for row in Losing()(iter([{"key": key} for key in "abc"]))}
+    assert answers == {"a": ["a"], "b": "failed", "c": ["c"]}
+
+
+def test_a_way_back_in_the_path_changes_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pictures(tmp_path / "photos" / "new", 1)
+    (tmp_path / "photos" / "p0000.png").write_bytes(picture(3))
+    monkeypatch.chdir(tmp_path / "photos")
+    cutline("add", "../photos")
+    cutline("add", "../photos", "../photos/new")
+    assert sorted(Dataset("../photos").sql("select key, uri from pictures").fetchall()) == [
+        ("new/p0000.png", "new/p0000.png"),
+        ("p0000.png", "p0000.png"),
+    ]
+
+
+def test_no_layer_is_called_retired(tmp_path: Path) -> None:
+    with pytest.raises(CutlineError, match="no layer name"):
+        Dataset(tmp_path).layer("facts/retired")
+
+
+def test_a_layer_of_any_name_stands_beside_a_condition(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path))
+    with dataset.layer("captions/c+++").write() as rows:
+        rows.add({"key": "p0000.png", "texts": ["x"]})
+    assert dataset.missing("captions/c+++", where="width > 1").count() == 1
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    cutline("add", tmp_path)
+    cutline("annotate", tmp_path, "echo")
+    assert "--as" in cutline("annotate", tmp_path, "echo", "-o", "says=b", "--dry-run", code=1).stderr
+
+
+def test_a_key_rule_that_cannot_work_is_not_fixed(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    cutline("add", tmp_path, "--key", r"(?<=p)\d+", code=2)
+    cutline("add", tmp_path, "--key", r"p(\d+)")
+    assert Dataset(tmp_path).sql("select key from pictures").fetchall() == [("0000",)]
+
+
+def test_errors_of_earlier_runs_still_count(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    cutline("add", tmp_path)
+    (tmp_path / "p0000.png").write_bytes(picture(7) + b"changed")
+    cutline("annotate", tmp_path, "echo", code=3)
+    again = cutline("annotate", tmp_path, "echo", code=3)
+    assert "nothing to do" in again.stdout
+    assert "1 failed in earlier runs" in again.stderr
+
+
+def test_a_path_is_said_once(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    assert "said twice" in cutline("add", tmp_path, tmp_path, "-o", f"path={tmp_path}", code=2).stderr
+
+
+def test_compact_refuses_a_layer_that_is_not_there(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    cutline("add", tmp_path)
+    assert "no layer captions/nope" in cutline("compact", tmp_path, "captions/nope", code=1).stderr
+
+
+def test_an_empty_layer_does_not_make_an_export_ask(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    (tmp_path / "p0000.txt").write_text("mine")
+    cutline("add", tmp_path)
+    cutline("annotate", tmp_path, "echo", "--limit", "0")
+    cutline("export", tmp_path, "sidecar", tmp_path / "out")
+    assert (tmp_path / "out" / "p0000.txt").read_text() == "mine"
+
+
+def test_a_dead_worker_is_seen_although_its_child_lives(tmp_path: Path) -> None:
+    from cutline.engine.here import annotate
+    from cutline.engine.selection import Selection
+    from processes import Forking
+
+    make_pictures(tmp_path, 1)
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path))
+    report = annotate(Selection(dataset, Forking(), "captions/forking"), workers=1)
+    assert report.errors == {"crashed_worker": 1}
+
+
+def test_unknown_names_are_bad_usage() -> None:
+    from cutline import registry
+
+    with pytest.raises(OptionError):
+        registry.load("sources", "nothing")
