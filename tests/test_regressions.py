@@ -146,6 +146,21 @@ def test_compact_refuses_a_layer_that_is_not_there(tmp_path: Path) -> None:
     assert "no layer captions/nope" in cutline("compact", tmp_path, "captions/nope", code=1).stderr
 
 
+def test_a_file_that_an_export_replaces_is_kept(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    mine = json.dumps({"file_name": "p0000.png", "text": "mine", "author": "me"})
+    (tmp_path / "metadata.jsonl").write_text(mine)
+    cutline("add", tmp_path)
+    said = cutline("export", tmp_path, "metadata_jsonl", tmp_path).stderr
+    kept = list((tmp_path / ".cutline" / "exports" / "replaced").iterdir())
+    assert [path.read_text() for path in kept] == [mine]
+    assert str(kept[0]) in said
+    (tmp_path / "p0000.png").write_bytes(picture(4))
+    cutline("add", tmp_path)
+    cutline("export", tmp_path, "metadata_jsonl", tmp_path)
+    assert list((tmp_path / ".cutline" / "exports" / "replaced").iterdir()) == kept, "its own it may replace"
+
+
 def test_an_empty_layer_does_not_make_an_export_ask(tmp_path: Path) -> None:
     make_pictures(tmp_path, 1)
     (tmp_path / "p0000.txt").write_text("mine")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -41,16 +43,42 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
         raise CutlineError(
             f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
         )
-    manifest = plugin.write(rows(dataset, recipe), out, dry_run=dry_run)
+    folder = dataset.home / "exports"
+    kept = None
     if not dry_run:
-        folder = dataset.home / "exports"
         make_folder(folder)
+        kept = _keep(out / "metadata.jsonl" if out.is_dir() else out, folder)
+    manifest = plugin.write(rows(dataset, recipe), out, dry_run=dry_run)
+    if kept and manifest.counts.get("written"):
+        manifest.notes.append(
+            f"the {kept.name.partition('-')[2]} that was there is not Cutline's; it is kept as {kept}"
+        )
+    if manifest.format != "kohya" and Path(os.path.abspath(out)).is_relative_to(dataset.root):
+        manifest.notes.append(
+            "these words now lie among the dataset's own files: the next `cutline add` reads them as words of yours"
+        )
+    if not dry_run:
         said = {key: value for key, value in asdict(manifest).items() if key != "diff"}
         said["options"] = options.settings(plugin)
         said["recipe"] = recipe.settings()
         with whole_file(folder / f"{said['format']}-{secrets.token_hex(3)}.json", "w") as handle:
             handle.write(json.dumps(said, indent=2, ensure_ascii=False, default=str) + "\n")
     return manifest
+
+
+def _keep(there: Path, folder: Path) -> Path | None:
+    """Keep a copy of a file that an export is about to replace, unless an earlier export of this dataset wrote it."""
+    if not there.is_file():
+        return None
+    data = there.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    if any(json.loads(path.read_bytes()).get("sha256") == sha256 for path in folder.glob("*.json")):
+        return None
+    kept = folder / "replaced" / f"{sha256[:8]}-{there.name}"
+    make_folder(kept.parent)
+    with whole_file(kept) as handle:
+        handle.write(data)
+    return kept
 
 
 def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
