@@ -602,7 +602,7 @@ def test_somebody_elses_annotator_is_found(root: Path, odd: dict[str, str]) -> N
     done = cutline("annotate", root, "echo", env=odd)
     assert "also calls itself annotator 'echo'; the built-in one is used" in done.stderr
     assert captions(dataset)["p0000.png"] == "a picture called p0000.png"
-    assert "no annotator is called 'od'; there are: " in cutline("annotate", root, "od", env=odd, code=1).stderr
+    assert "no annotator is called 'od'; there are: " in cutline("annotate", root, "od", env=odd, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -669,13 +669,15 @@ def test_typed_errors_are_kept_and_tried_again_when_asked(root: Path, odd: dict[
     command = ("annotate", root, "odd", "-o", "mode=errs", "-o", "at=p0003.png,p0004.png", "-o", f"gate={gate}")
     cutline(*command, code=3, env=odd)
     assert fell(dataset)["p0003.png"] == ("too_odd", "it is")
-    assert "nothing to do" in cutline(*command, env=odd).stdout
+    done = cutline(*command, code=3, env=odd)
+    assert "nothing to do" in done.stdout
+    assert "2 failed in earlier runs" in done.stderr
     said = cutline(*command, "--retry", "errors", code=3, env=odd).stderr
     assert "2 failed (2 too_odd)" in said
     rows = dataset.sql(f"""select attempt from "{ODD}" where error is not null""").fetchall()
     assert rows == [(2,), (2,)]
     gate.touch()
-    cutline(*command, "--retry", "errors", "--limit", 1, env=odd)
+    cutline(*command, "--retry", "errors", "--limit", 1, code=3, env=odd)
     found = dataset.sql(f'select key, attempt from "{ODD}" where attempt > 1 and error is null').fetchall()
     assert found == [("p0003.png", 3)]
     cutline(*command, "--retry", "errors", env=odd)
