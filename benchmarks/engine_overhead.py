@@ -30,7 +30,7 @@ from cutline.dataset import Dataset
 from cutline.engine.here import annotate
 from cutline.engine.selection import Selection
 from facts import draw_pictures
-from pairs import finish, median_ratio, middle, say_machine, spread, take_pairs, verdict
+from pairs import finish, median_ratio, middle, processor_seconds, say_machine, spread, take_pairs, verdict
 
 TARGET = 1.10
 SHORTEST = 30.0
@@ -62,17 +62,21 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int, threads: int)
     settings = options.fill(registry.load("annotators", "blip"), {"model": str(model), **SETTINGS})
     said: dict[str, list[dict[str, str]]] = {"bare": [], "annotate": []}
     whole: list[float] = []
+    spent: dict[str, list[float]] = {"bare": [], "annotate": []}
 
     def bare() -> float:
+        before = processor_seconds()
         seconds, captions = in_a_process(bare_loop, dataset.root, model)
+        spent["bare"].append(processor_seconds() - before)
         said["bare"].append(captions)
         return float(seconds)
 
     def by_annotate() -> float:
         layer = f"captions/blip-{len(whole)}"
-        start = time.perf_counter()
+        start, before = time.perf_counter(), processor_seconds()
         report = annotate(Selection(dataset, settings, layer))
         whole.append(time.perf_counter() - start)
+        spent["annotate"].append(processor_seconds() - before)
         said["annotate"].append(dict(dataset.sql(f'select key, raw from "{layer}" where error is null').fetchall()))
         return report.seconds
 
@@ -88,7 +92,9 @@ def compare(dataset: Dataset, model: Path, count: int, pairs: int, threads: int)
     )
     if bare_seconds < SHORTEST:
         sys.exit(f"the bare loop is to take {SHORTEST:.0f} s at least: give more pictures with -n")
-    finish(verdict("annotate / bare loop", median_ratio(found), TARGET, "times", spread(found)))
+    processor = median_ratio(list(zip(spent["bare"], spent["annotate"], strict=True)))
+    note = f"{spread(found)}; {processor:.2f} in processor time, with the loading"
+    finish(verdict("annotate / bare loop", median_ratio(found), TARGET, "times", note))
 
 
 def save_captioner(folder: Path) -> Path:

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pairs import finish, median_ratio, middle, say_machine, spread, take_pairs, verdict
+from pairs import finish, median_ratio, middle, processor_seconds, say_machine, spread, take_pairs, verdict
 
 DISTINCT = 300
 TARGET = 4.0
@@ -131,12 +130,11 @@ def compare(folder: Path, count: int, pairs: int, processes: int, direct: bool) 
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds that a command takes, on the clock and of the processors; its failure is ours."""
-    start, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, before = time.perf_counter(), processor_seconds()
     done = subprocess.run(command, capture_output=True, text=True)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return seconds, after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime
+    return time.perf_counter() - start, processor_seconds() - before
 
 
 def check_layer(folder: Path, count: int) -> None:

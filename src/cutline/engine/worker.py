@@ -29,9 +29,6 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Waiting threads of OpenMP, which torch computes with, are to sleep. By default they spin: wherever something else,
-    # such as decoding, wants a core, they keep it from those they wait for, and a model takes many times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lock = threading.Lock()  # a session may pull rows on a thread of its own
 
     def send(*message: Any) -> None:
