@@ -1044,6 +1044,7 @@ def test_adding_beside_compacts(root: Path) -> None:
     assert turn > 5
 
 
+@pytest.mark.slow
 def test_parts_of_a_killed_writer_are_whole(root: Path) -> None:
     make_pictures(root, 300)
     for seconds in (0.3, 0.5, 0.7):

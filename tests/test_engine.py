@@ -645,7 +645,7 @@ def test_a_worker_that_somebody_kills_costs_nothing(root: Path, odd: dict[str, s
     assert fell(dataset) == {}
 
 
-@pytest.mark.parametrize(("mode", "workers"), [("raises", 1), ("raises", 2), ("raises late", 1)])
+@pytest.mark.parametrize(("mode", "workers"), [pytest.param("raises", 2, marks=pytest.mark.slow), ("raises late", 1)])
 def test_a_session_that_raises_costs_one_row(root: Path, odd: dict[str, str], mode: str, workers: int) -> None:
     dataset = new(root, 60)
     keys = ("p0000.png", "p0003.png", "p0004.png", "p0031.png", "p0059.png")
@@ -853,6 +853,7 @@ def test_log_json_says_it_all_in_lines(root: Path) -> None:
     assert "1 pictures of the dataset cannot be read" in done.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes(root: Path) -> None:
     new(root, 4)
     assert re.fullmatch(rf"{ECHO}: 4 good in \d+\.\d s\n", cutline("annotate", root, "echo").stdout)
@@ -904,6 +905,7 @@ def test_a_preset_is_read_and_the_command_line_comes_after_it(root: Path) -> Non
     assert "no option 'nonsense'" in cutline("annotate", root, "echo", preset, code=2).stderr
 
 
+@pytest.mark.slow
 def test_settings_that_change_nothing_are_no_identity(root: Path) -> None:
     dataset = new(root, 4)
     echo(dataset, limit=2)

@@ -401,7 +401,7 @@ def _(w: World) -> bool:
 
 @seen("annotate annotator")
 def _(w: World) -> bool:
-    return "no annotator is called" in added(w, "annotate", w.photos, "nobody", code=1)
+    return "no annotator is called" in added(w, "annotate", w.photos, "nobody", code=2)
 
 
 @seen("annotate preset")
@@ -464,7 +464,7 @@ def _(w: World) -> bool:
 
 @seen("export format")
 def _(w: World) -> bool:
-    return "no export is called" in added(w, "export", w.photos, "nothing", "out", code=1)
+    return "no export is called" in added(w, "export", w.photos, "nothing", "out", code=2)
 
 
 @seen("export out")
