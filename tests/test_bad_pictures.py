@@ -34,7 +34,7 @@ def test_the_bad_corpus_goes_through(corpus: tuple[Path, dict[str, str | None]])
 
     done = cutline("add", root, code=3)
     assert f"{len(expected)} added, {len(bad)} unreadable" in done.stdout
-    assert f"{len(bad)} pictures cannot be read. Which: cutline sql" in done.stderr
+    assert f"{len(bad)} of these pictures cannot be read. Which: cutline sql" in done.stderr
     assert "1 × link to a folder that it is in" in done.stdout
 
     found = rows(root, "select * exclude (mtime_ns) from pictures")
@@ -57,7 +57,7 @@ def test_the_bad_corpus_goes_through(corpus: tuple[Path, dict[str, str | None]])
     done = cutline("annotate", root, "echo", "-o", "says={content}", code=3)
     assert f"{len(good)} good" in done.stdout
     there = [name for name, error in bad.items() if error != "vanished"]  # a link that leads nowhere is not there
-    assert f"{len(there)} pictures of the dataset cannot be read and were left out" in done.stderr
+    assert f"{len(there)} of the pictures cannot be read and were left out" in done.stderr
     dataset = Dataset(root)
     assert captions(dataset) == {key: sha256(root / name) for key, name in keys.items() if name in good}
 

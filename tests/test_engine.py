@@ -850,7 +850,7 @@ def test_log_json_says_it_all_in_lines(root: Path) -> None:
     }
     assert said[-1]["interrupted"] is False
     assert said[-1]["seconds"] > 1
-    assert "1 pictures of the dataset cannot be read" in done.stderr
+    assert "1 of the pictures cannot be read" in done.stderr
 
 
 @pytest.mark.slow
@@ -863,7 +863,7 @@ def test_exit_codes(root: Path) -> None:
     assert "there is no " in cutline("add", root / "nowhere", code=1).stderr
     os.truncate(root / "p0002.png", 20)
     cutline("add", root, code=3)
-    assert "1 pictures of the dataset cannot be read" in cutline("annotate", root, "echo", code=3).stderr
+    assert "1 of the pictures cannot be read" in cutline("annotate", root, "echo", code=3).stderr
     cutline("annotate", root, "echo", "-o", "nonsense=1", code=2)
 
 

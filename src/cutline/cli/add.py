@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, AsJson, DatasetPath, Options, counted, print_json, say
+from cutline.cli.common import DONE_IN_PART, AsJson, DatasetPath, Options, counted, print_json, say, unreadable_query
 
 
 def run(
@@ -66,10 +66,7 @@ def run(
         for note, count in sorted(report.notes.items()):
             print(f"  {count:,} × {note}")
     if unreadable:
-        say(
-            f"{unreadable:,} pictures cannot be read. "
-            f'Which: cutline sql {dataset} "select key, error, detail from pictures where error is not null"'
-        )
+        say(f"{unreadable:,} of these pictures cannot be read. Which: {unreadable_query(dataset)}")
         raise typer.Exit(DONE_IN_PART)
 
 

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, INTERRUPTED, DatasetPath, Options, counted, print_json, say
+from cutline.cli.common import (
+    DONE_IN_PART,
+    INTERRUPTED,
+    DatasetPath,
+    Options,
+    counted,
+    print_json,
+    say,
+    unreadable_query,
+)
 
 
 def run(
@@ -83,7 +92,9 @@ def run(
     if report.failed:
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
     if unreadable:
-        say(f"{unreadable:,} pictures of the dataset cannot be read and were left out. Which: cutline status {dataset}")
+        say(
+            f"{unreadable:,} of the dataset's pictures cannot be read and were left out. Which: {unreadable_query(dataset)}"
+        )
     left = opened.sql(
         f"select count(*) from {identifier(selection.layer)} as made join pictures using (key) "
         "where made.error is not null and pictures.error is null"

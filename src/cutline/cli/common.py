@@ -36,3 +36,8 @@ def counted(counts: Mapping[str, int]) -> str:
 def say(text: str) -> None:
     """A line for people, beside the output."""
     print(text, file=sys.stderr, flush=True)
+
+
+def unreadable_query(dataset: Path) -> str:
+    """What to type to see which pictures cannot be read, and why."""
+    return f'cutline sql {dataset} "select key, error, detail from pictures where error is not null"'
