@@ -92,9 +92,7 @@ def run(
     if report.failed:
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
     if unreadable:
-        say(
-            f"{unreadable:,} of the dataset's pictures cannot be read and were left out. Which: {unreadable_query(dataset)}"
-        )
+        say(f"{unreadable:,} of the pictures cannot be read and were left out. Which: {unreadable_query(dataset)}")
     left = opened.sql(
         f"select count(*) from {identifier(selection.layer)} as made join pictures using (key) "
         "where made.error is not null and pictures.error is null"

@@ -35,7 +35,7 @@ from cutline.options import CutlineError
 KILLS = 2
 """A picture that has killed its worker this often, alone in hand, is not tried again in this run."""
 STARTS = 3
-"""A worker that dies this often before it is ready cannot be started."""
+"""A worker that dies this often with nothing in hand, and no answer in between, is not started again."""
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -271,13 +271,13 @@ class _Run:
             case ("ready", batch_size):
                 worker.ready = True
                 worker.depth = 4 * batch_size
-                self.starts = 0
                 self.began = self.began or time.monotonic()
             case ("hungry",):
                 worker.hungry = True
             case ("row", answer):
                 if not isinstance(answer, dict) or "key" not in answer:
                     raise EngineError(f"{self.selection.name} gave {answer!r:.200}, which is no row with a key")
+                self.starts = 0
                 _, row = worker.hand.pop(answer["key"], (0, None))
                 if row is None:
                     raise EngineError(f"{self.selection.name} answered for {answer['key']!r}, which it was not asked")
@@ -323,14 +323,15 @@ class _Run:
         if self.stopping.is_set():
             return
         code = worker.process.exitcode
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        names = {number.value: number.name for number in signal.Signals}
+        how = names.get(-code, f"signal {-code}") if code is not None and code < 0 else f"exit code {code}"
         rows = [row for _, row in worker.hand.values()]
         self.tell({"event": "worker_died", "how": how, "in_hand": len(rows)})
-        if not worker.ready:
+        if not rows:
             self.starts += 1
             if self.starts >= STARTS:
                 raise EngineError(
-                    f"a worker for {self.selection.name} died {STARTS} times while it was starting ({how}). "
+                    f"a worker for {self.selection.name} died {STARTS} times with no picture in hand ({how}). "
                     "Is there enough memory for the model? Published rows are kept."
                 )
         if len(rows) == 1:
