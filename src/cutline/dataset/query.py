@@ -112,8 +112,7 @@ class Views:
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of one's own to the same views, for temporary tables."""
-        self.refresh()
-        return self._connection.cursor()
+        return self.again(lambda: self._connection.cursor())
 
 
 def _vanished(error: Exception) -> bool:
