@@ -20,7 +20,9 @@ _TEXTS = pa.list_(pa.string())
 
 _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
     "pictures": [
-        ("uri", pa.string()),  # where its bytes are: a path relative to the dataset, an absolute path, or a URL
+        ("uri", pa.string()),  # where its bytes are: a path relative to the dataset, or an absolute one; null where
+        # only metadata tells of it. A picture in an archive: `shards/0001.tar/cat.jpg`, as if that were a folder
+        ("offset", pa.int64()),  # where its bytes begin in its archive; null for a file of its own
         ("size", pa.int64()),  # bytes
         ("mtime_ns", pa.int64()),
         ("width", pa.int32()),  # pixels, as a viewer shows it (EXIF orientation applied)
@@ -35,8 +37,15 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("artist", _TEXTS),
         ("meta", _TEXTS),
         ("unsorted", _TEXTS),  # tags whose category nobody said
-        ("rating", pa.string()),
+        ("rating", pa.string()),  # g, s, q or e
         ("score", pa.int64()),
+        ("fav_count", pa.int64()),
+        ("year", pa.int32()),  # in which it was posted
+    ],
+    "latents": [
+        ("width", pa.int32()),  # pixels of the bucket that a trainer scaled the picture to (train_resolution)
+        ("height", pa.int32()),
+        ("uri", pa.string()),  # the .npz file, where there is one; as in pictures
     ],
     "captions": [
         ("texts", _TEXTS),  # one or more captions; the first is *the* caption

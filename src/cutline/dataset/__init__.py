@@ -36,8 +36,9 @@ class Found:
     """Some rows of one layer, as a source found them.
 
     `batch` has the column `name` (what the source calls the picture; the dataset's rule makes it the key) and columns
-    of the layer. In layer `pictures` it has `uri`, `size` and `mtime_ns` of a local file, which the dataset then
-    inspects itself, or an `error` known already.
+    of the layer. In layer `pictures` it has `uri`, `size` and `mtime_ns` of a local file (with `offset`, of a member of
+    an archive), which the dataset then inspects itself, or an `error` known already. A picture without `uri` is known
+    from metadata only; what was known of its file before stays.
     """
 
     layer: str
@@ -50,7 +51,8 @@ class Source(Protocol):
     """A plug-in that reads other people's formats: a frozen dataclass with one verb.
 
     Where it has a `covers: Path`, it lists every picture below that folder: what is gone from there has vanished, and
-    a listed picture without words has lost those it had from this source.
+    a listed picture without words has lost those it had from this source. Where it has a `rule: KeyRule`, that is the
+    key rule of a dataset that it is the first to fill, unless the user gives another.
     """
 
     def read(self) -> Iterator[Found]:

@@ -47,6 +47,7 @@ _FOUND = pa.schema(
     [
         ("name", pa.string()),
         ("uri", pa.string()),
+        ("offset", pa.int64()),
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("width", pa.int32()),
@@ -103,7 +104,7 @@ def add(
     Args:
         dataset: where to; its `.cutline` folder is made where there is none.
         source: what to read. Where it `covers` a folder, pictures gone from there become `vanished`.
-        rule: how names become keys; fixed by the first add (`path` unless said otherwise).
+        rule: how names become keys; fixed by the first add (the source's own, else `path`, unless said otherwise).
         allow_vanish: let half or more of the folder's pictures vanish.
         progress: called as pictures are inspected.
 
@@ -114,7 +115,7 @@ def add(
     from cutline.dataset import KeyRule
 
     if rule is not None or not dataset.exists:
-        dataset.create(rule or KeyRule())
+        dataset.create(rule or getattr(source, "rule", KeyRule()))
     with _stage(dataset.home / "tmp") as folder:
         notes = _read(dataset, source, folder)
         return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
