@@ -44,8 +44,8 @@ def joined(tags: pa.ListArray, separator: str, *, spaces: bool = False) -> pa.St
     if names.null_count or values.null_count or pc.any(pc.equal(names, "")).as_py():
         return joined(_without_empty(tags), separator, spaces=spaces)
     strings = (spaced(names) if spaces else names).take(values.indices)
-    lists = pa.ListArray.from_arrays(pc.subtract(offsets, begin), strings)
-    return pc.if_else(pc.greater(pc.list_value_length(tags), 0), pc.binary_join(lists, separator), None)
+    nothing = pc.invert(pc.fill_null(pc.greater(pc.list_value_length(tags), 0), False))
+    return pc.binary_join(pa.ListArray.from_arrays(pc.subtract(offsets, begin), strings, mask=nothing), separator)
 
 
 def _without_empty(tags: pa.ListArray) -> pa.ListArray:

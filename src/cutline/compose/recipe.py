@@ -174,7 +174,9 @@ class Recipe:
         categories = [
             tags.joined(pc.struct_field(rows, name), self.tag_separator, spaces=spaces) for name in self.tag_order
         ]
-        return _where(_counts(rows), _join(categories, self.tag_separator))
+        text = _join(categories, self.tag_separator)
+        errors = pc.struct_field(rows, "error")
+        return text if errors.null_count == len(errors) else pc.if_else(pc.is_null(errors), text, None)
 
 
 def default_recipe(layer_names: Iterable[str]) -> Recipe:
@@ -236,10 +238,6 @@ def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:
 def _counts(rows: pa.StructArray) -> pa.BooleanArray:
     """Which rows hold an answer and no error."""
     return pc.and_(pc.is_valid(rows), pc.is_null(pc.struct_field(rows, "error")))
-
-
-def _where(kept: pa.BooleanArray, texts: pa.StringArray) -> pa.StringArray:
-    return texts if pc.all(kept, min_count=0).as_py() else pc.if_else(kept, texts, None)
 
 
 def _first(columns: list[pa.StringArray], length: int) -> pa.StringArray:

@@ -18,7 +18,7 @@ from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
 from cutline.exports.manifest import COLUMNS, Export, Manifest
-from cutline.exports.writing import make_folder
+from cutline.exports.writing import ahead, make_folder
 from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
 
@@ -55,7 +55,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
         beside = [out.with_name(name) for name in getattr(plugin, "beside", ())]
         kept = _keep([out / "metadata.jsonl" if out.is_dir() else out, *beside], folder)
     wanted = getattr(plugin, "columns", COLUMNS)
-    manifest = plugin.write(rows(dataset, recipe, wanted), out, dry_run=dry_run)
+    manifest = plugin.write(ahead(rows(dataset, recipe, wanted)), out, dry_run=dry_run)
     manifest.notes.extend(
         f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
     )

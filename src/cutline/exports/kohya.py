@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -100,15 +100,14 @@ class Kohya:
 _ENTRY = ("name", "caption", "tags", "width", "height", "train_width", "train_height")
 
 
-def _fields(batch: pa.RecordBatch) -> dict[str, pa.StringArray]:
-    """What an entry says, as JSON."""
-    fields = {
-        "caption": json_columns.quoted(batch.column("caption")),
-        "tags": json_columns.quoted(batch.column("tags")),
-        "image_size": json_columns.pairs(batch.column("width"), batch.column("height")),
-        "train_resolution": json_columns.pairs(batch.column("train_width"), batch.column("train_height")),
+def _fields(batch: pa.RecordBatch) -> dict[str, Any]:
+    """What an entry says."""
+    return {
+        "caption": batch.column("caption"),
+        "tags": batch.column("tags"),
+        "image_size": (batch.column("width"), batch.column("height")),
+        "train_resolution": (batch.column("train_width"), batch.column("train_height")),
     }
-    return {name: column for name, column in fields.items() if column.null_count < len(column)}
 
 
 def _write_object(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
@@ -116,18 +115,17 @@ def _write_object(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
     between = b"{\n"
     for batch in batches:
         if len(batch):
-            names = pc.binary_join_element_wise(",\n", json_columns.quoted(batch.column("name")), ": ", "")
+            lines = json_columns.lines(_fields(batch), name=batch.column("name"), before=",\n")
             handle.write(between)
-            handle.write(json_columns.text(json_columns.objects(_fields(batch), names))[2:])
+            handle.write(json_columns.text(lines)[2:])
             between = b",\n"
     handle.write(b"{}\n" if between == b"{\n" else b"\n}\n")
 
 
 def _write_lines(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
     for batch in batches:
-        if len(batch):
-            fields = {"image_path": json_columns.quoted(batch.column("name")), **_fields(batch)}
-            handle.write(json_columns.text(pc.binary_join_element_wise(json_columns.objects(fields), "\n", "")))
+        fields = {"image_path": batch.column("name"), **_fields(batch)}
+        handle.write(json_columns.text(json_columns.lines(fields, after="\n")))
 
 
 def _write_parquet(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
@@ -195,7 +193,7 @@ class _Lacking:
             handle.write(between + json.dumps(kind).encode() + b": [")
             skip = 2  # the first comma
             for names in found:
-                listed = pc.binary_join_element_wise(", ", json_columns.quoted(names), "")
+                listed = pc.binary_join_element_wise(', "', json_columns.escaped(names), '"', "")
                 handle.write(json_columns.text(listed)[skip:])
                 skip = 0
             between = b"], "

@@ -130,6 +130,15 @@ def _produced(handle: IO[bytes], produce: Callable[[IO[bytes]], None]) -> str:
     return hashed.sha256.hexdigest()
 
 
+def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, made by a thread of their own while those before are used."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(2))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
+
+
 class _Hashed:
     """A file to write to, while what was written before is still on its way into hash and file."""
 
