@@ -357,7 +357,8 @@ class LayerWriter:
         self.waiting -= len(mine)
         if row.get("deleted"):  # a part is one moment: what it deletes and what comes after are told apart here
             mine.clear()
-        slot = (bool(row.get("deleted")), row.get("content"))
+        content = None if self.layer.name == "pictures" else row.get("content")  # a picture is one thing at a time
+        slot = (bool(row.get("deleted")), content)
         if row.get("error") is None or slot not in mine or mine[slot].get("error") is not None:
             mine[slot] = dict(row)
         self.waiting += len(mine)

@@ -38,13 +38,19 @@ def refine(layers: Path, keys: pa.LargeStringArray) -> None:
     more = []
     begin = 0
     for high in [*cuts, None]:
-        end = len(keys) if high is None else bisect_left(keys, high, key=pa.Scalar.as_py)
+        end = len(keys) if high is None else bisect_left(keys, high, key=text_of)
         if end - begin > 2 * PICTURES_PER_CUT:
             more += [keys[place].as_py() for place in range(begin + PICTURES_PER_CUT, end - 1, PICTURES_PER_CUT)]
         begin = end
     if more:
         with whole_file(_file(layers), "w") as handle:
             handle.write(json.dumps(sorted({*cuts, *more}), ensure_ascii=False, indent=0) + "\n")
+
+
+def text_of(scalar: pa.Scalar) -> str:
+    """For bisecting an array of keys."""
+    found: str = scalar.as_py()
+    return found
 
 
 def bounds_sql(low: str | None, high: str | None) -> str:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cutline import schemas
+from cutline.dataset.cuts import text_of
 from cutline.dataset.query import BATCH_ROWS, Views
 from cutline.layer import disjoint, extent, within
 
@@ -49,8 +50,8 @@ def walk(
     def read(low: str | None, high: str | None) -> pa.Table | None:
         wanted = keys
         if wanted is not None:
-            begin = 0 if low is None else bisect_left(wanted, low, key=pa.Scalar.as_py)
-            end = len(wanted) if high is None else bisect_left(wanted, high, key=pa.Scalar.as_py)
+            begin = 0 if low is None else bisect_left(wanted, low, key=text_of)
+            end = len(wanted) if high is None else bisect_left(wanted, high, key=text_of)
             if begin == end:
                 return None
             wanted = wanted[begin:end].cast(pa.string())
