@@ -239,7 +239,7 @@ class _Reader:
         """Write a CSV file's columns as Parquet; what cannot be read of it is found at once."""
         wanted = [name for name in dict.fromkeys(_columns(path)) if name in self.known.names]
         schema = pa.schema([*((name, pa.string()) for name in wanted), ("line", pa.int64())])
-        with pq.ParquetWriter(parquet, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(parquet, schema, compression="lz4", use_dictionary=False) as writer:
             for rows in delimited.read(path, wanted):
                 if rows.table.num_rows:
                     writer.write_table(rows.table)
