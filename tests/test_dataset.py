@@ -663,7 +663,7 @@ def test_missing_and_retry(asked: Dataset) -> None:
         asked.missing("tags/danbooru", retry="rejected")
     assert [row[0][1:5] for row in asked.missing("tags/danbooru").fetchall()] == ["0000", "0001", "0002", "0004"]
     assert asked.missing("captions/never").count() == 5
-    table = asked.missing("captions/never", reads=("pictures", "tags/danbooru")).arrow()
+    table = pa.Table.from_batches(asked.scan("pictures", "tags/danbooru", only=asked.missing("captions/never")))
     assert table.column("tags/danbooru").to_pylist()[3]["score"] == 7
 
 

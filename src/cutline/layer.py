@@ -19,6 +19,8 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +38,9 @@ FOLD_AT = 32
 """A writer folds its own parts once this many of a size exist; a size is a power of this number."""
 FOLD_BELOW = 1_000_000
 """Parts of this many rows are large enough to stay as they are."""
+
+ROW_GROUP = 16_384
+"""Rows. A reader that wants some keys reads only the row groups that may hold them."""
 
 _PART = re.compile(r"(\d+)-([0-9a-f]{6})\.parquet")
 _LAYER_NAME = re.compile(r"[a-z]+(/[\w.+-]+)*")
@@ -115,8 +120,12 @@ class Layer:
     def _claim(self, annotator: str, settings: Mapping[str, Any]) -> None:
         """Make `layer.json`, or check that ours is the same."""
         wanted = self.check(annotator, settings)
-        if self.info() is not None:
-            return
+        if self.info() is None:
+            self._stand(wanted)
+        self.check(annotator, settings)  # another may have come first, just now
+
+    def _stand(self, wanted: dict[str, Any]) -> None:
+        """Publish `layer.json`; of two that come at once, the first one's stands."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,14 +134,13 @@ class Layer:
         draft = self.folder / f".layer-{secrets.token_hex(6)}.json"
         with whole_file(draft, "w") as handle:
             handle.write(text)
-        try:  # of two that come at once, the first one's settings stand
+        try:
             os.link(draft, self.folder / "layer.json")
         except FileExistsError:
             pass
         except OSError:  # a file system without links
             os.replace(draft, self.folder / "layer.json")
         draft.unlink(missing_ok=True)
-        self.check(annotator, settings)
 
     def _difference(self, found: dict[str, Any], wanted: dict[str, Any]) -> str:
         lines = []
@@ -175,8 +183,99 @@ def publish(folder: Path, table: pa.Table) -> Path:
     except OSError as error:
         raise storage_error(folder, error) from error
     order = pc.sort_indices(table, sort_keys=[("key", "ascending")])
-    table = table.take(order).replace_schema_metadata({_METADATA: json.dumps(_provenance()).encode()})
-    return publish_file(folder, lambda path: pq.write_table(table, path, compression="zstd"))
+    table = table.take(order)
+    return publish_file(folder, lambda path: write_part(path, table.schema, table.to_batches(ROW_GROUP)))
+
+
+def write_part(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write batches, sorted by key, as the file of a part; its footer says whether it is `plain`."""
+    plain, last = True, None
+    with pq.ParquetWriter(path, schema.remove_metadata(), compression="zstd") as writer:
+        for batch in _regrouped(batches):
+            keys = batch.column("key")
+            plain = plain and not pc.any(batch.column("deleted")).as_py() and keys[0].as_py() != last
+            plain = plain and not pc.any(pc.equal(keys.slice(1), keys.slice(0, len(keys) - 1))).as_py()
+            last = keys[-1].as_py()
+            writer.write_table(batch, row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata({_METADATA: json.dumps(_provenance() | {"plain": plain})})
+
+
+def fit(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the columns of a schema, those that it lacks null."""
+    arrays = [
+        batch.column(field.name).cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of a stream in tables of `ROW_GROUP` rows."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        while rows >= ROW_GROUP:
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, ROW_GROUP).combine_chunks()
+            waiting = table.slice(ROW_GROUP).to_batches()
+            rows -= ROW_GROUP
+    if rows:
+        yield pa.Table.from_batches(waiting).combine_chunks()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a part's footer says, so that many parts need not be opened."""
+
+    first: str
+    last: str
+    plain: bool
+    """Each key stands once in it, and it deletes nothing: beside no other part, its rows are those that count."""
+    tied: bool
+    """Some of its rows are about a certain content."""
+    rows: int
+
+
+@lru_cache(maxsize=65_536)
+def extent(part: Path) -> Extent:
+    """The extent of a part; a part never changes. Raises FileNotFoundError where it has gone."""
+    footer = pq.read_metadata(part)
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    ends = [group.column(0).statistics for group in groups]
+    said = json.loads((footer.metadata or {}).get(_METADATA, b"{}"))
+    known = bool(ends) and all(end is not None and end.has_min_max for end in ends)
+    columns = {footer.row_group(0).column(i).path_in_schema: i for i in range(footer.num_columns)} if groups else {}
+    tied = any(
+        (found := group.column(columns["content"]).statistics) is None or found.null_count < group.num_rows
+        for group in groups
+    )
+    return Extent(
+        first=min(end.min for end in ends) if known else "",
+        last=max(end.max for end in ends) if known else chr(0x10FFFF),
+        plain=bool(said.get("plain")) and known,
+        tied=tied,
+        rows=footer.num_rows,
+    )
+
+
+def within(parts: Iterable[Path], low: str | None, high: str | None) -> list[Path]:
+    """The parts that may hold keys from `low` up to, and without, `high`. None is no bound."""
+    found = ((part, extent(part)) for part in parts)
+    return [
+        part for part, there in found if (high is None or there.first < high) and (low is None or there.last >= low)
+    ]
+
+
+def disjoint(parts: Iterable[Path]) -> bool:
+    """Whether all parts are plain and no two share keys: then every row counts."""
+    extents = sorted((extent(part) for part in parts), key=lambda there: there.first)
+    return all(there.plain for there in extents) and all(
+        before.last < after.first for before, after in pairwise(extents)
+    )
 
 
 def publish_file(folder: Path, write: Any) -> Path:
@@ -287,10 +386,7 @@ class LayerWriter:
         """Publish a table as one part at once. Columns that it lacks are null."""
         if table.num_rows == 0:
             return
-        for field in self._schema:
-            if field.name not in table.column_names:
-                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        table = table.select(self._schema.names).cast(self._schema)
+        table = pa.Table.from_batches([fit(batch, self._schema) for batch in table.to_batches()])
         part = publish(self.layer.folder, table)
         self.published += table.num_rows
         self._fold(part, table.num_rows)

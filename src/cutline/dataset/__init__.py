@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cutline import schemas
-from cutline.dataset.query import Relation, Views, done_sql, layer_struct
+from cutline.dataset.query import BATCH_ROWS, Relation, Views, done_sql
+from cutline.dataset.walk import walk
 from cutline.files import storage_error, whole_file
 from cutline.layer import Layer, identifier, layers_below, quote
 from cutline.options import CutlineError, OptionError
@@ -168,25 +170,39 @@ class Dataset:
         """Ask in SQL; every layer is a view: `pictures`, `facts`, `"captions/blip"`. See `Relation` for the answer."""
         return Relation(self.views, lambda: query.strip().rstrip(";"))
 
-    def scan(self, *layers: str, where: str = "") -> Iterator[pa.RecordBatch]:
+    def scan(
+        self,
+        *layers: str,
+        where: str = "",
+        only: Relation | None = None,
+        fields: Sequence[str] | None = None,
+        rows: int = BATCH_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
         """Stream the readable pictures, joined with layers, sorted by key, in bounded memory.
 
-        Columns: those of `pictures`, and for each layer a struct column of its name (null where it has no row).
+        Columns: those of `pictures`, and for each layer a struct column of its name (null where it has no row), whose
+        lists of tags are dictionary-coded.
 
         Args:
             layers: which to join.
             where: an SQL condition over `pictures` and any layers that it names in double quotes.
+            only: the pictures whose keys it has, such as `missing("captions/blip")`.
+            fields: which columns of the layers to read; by default all. Key, content and error come always.
+            rows: of a batch, at most.
         """
-        return Relation(self.views, lambda: self._joined(self._pictures(where), layers)).batches()
+        keys = only.keys() if only is not None else None
+        if where:
+            chosen = Relation(self.views, lambda: self._pictures(where)).keys()
+            keys = chosen if keys is None else keys.filter(pc.is_in(keys, value_set=chosen))
+        yield from walk(self.views, layers, keys=keys, fields=fields, rows=rows)
 
-    def missing(self, layer: str, *, where: str = "", retry: str = "", reads: tuple[str, ...] = ()) -> Relation:
-        """The readable pictures whose present content has no row in `layer`, sorted by key, joined with `reads`.
+    def missing(self, layer: str, *, where: str = "", retry: str = "") -> Relation:
+        """The readable pictures whose present content has no row in `layer`, sorted by key.
 
         Args:
             layer: the layer to look at; it need not exist.
             where: as in `scan`.
             retry: `errors` counts rows with an error as missing, `rejected` those with the verdict rejected.
-            reads: layers to join, as in `scan`.
 
         Raises:
             CutlineError: for another `retry`, or `rejected` in a layer without verdicts.
@@ -204,10 +220,10 @@ class Dataset:
                 done = f"""
                     select key, null::varchar as content from {identifier(layer)}
                     where verdict is distinct from 'rejected'"""
-            todo = f"""
+            return f"""
                 select todo.* from ({self._pictures(where)}) as todo
-                anti join ({done}) as done on done.key = todo.key and coalesce(done.content = todo.content, true)"""
-            return self._joined(todo, reads)
+                anti join ({done}) as done on done.key = todo.key and coalesce(done.content = todo.content, true)
+                order by todo.key"""
 
         return Relation(self.views, sql)
 
@@ -219,23 +235,6 @@ class Dataset:
         )
         condition = f"and ({where}\n)" if where else ""  # the new line ends a remark
         return f"select pictures.* from pictures{joins} where pictures.error is null {condition}"
-
-    def _joined(self, pictures: str, layers: tuple[str, ...]) -> str:
-        known = self.layers()
-        selected, joins = ["base.*"], []
-        for name in layers:
-            if name == "pictures":
-                continue
-            column = identifier(name)
-            if name not in known:
-                selected.append(f"null as {column}")
-                continue
-            joins.append(
-                f"left join (select key, {layer_struct(name)} as {column} from {column}) as {column} "
-                f"on {column}.key = base.key"
-            )
-            selected.append(f"{column}.{column}")
-        return f"select {', '.join(selected)} from ({pictures}) as base {' '.join(joins)} order by base.key"
 
     def path(self, uri: str) -> Path:
         """Where the bytes of a `uri` are on this machine."""

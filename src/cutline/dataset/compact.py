@@ -9,55 +9,75 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cutline import schemas
-from cutline.layer import heads_sql, identifier, publish_file, rank_sql, read_sql, retire, row_id_sql
+from cutline.dataset.cuts import bounds_sql, refine, write_cut
+from cutline.dataset.query import started
+from cutline.layer import (
+    Layer,
+    extent,
+    heads_sql,
+    identifier,
+    rank_sql,
+    read_sql,
+    retire,
+    row_id_sql,
+    within,
+)
 from cutline.options import CutlineError
 
 if TYPE_CHECKING:
     from cutline.dataset import Dataset
 
 ABANDONED_SECONDS = 86_400.0
-PICTURES_PER_CUT = 131_072
-"""Every layer is cut at each this-many-th key of the pictures layer."""
 
 
 def compact(dataset: Dataset, layers: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Compact these layers; for each how many parts there were and are. One of a single part is left as it is."""
+    """Compact these layers, slice by slice; for each how many parts there were and are.
+
+    Between two cuts, a layer of a single part that crosses neither is left as it is.
+    """
     if unknown := [name for name in layers if name not in dataset.layers()]:
         raise CutlineError(f"there is no layer {', '.join(unknown)}; there are: {', '.join(dataset.layers())}")
-    cuts = _cuts(dataset)
-    done: dict[str, tuple[int, int]] = {}
-    for name in layers:
-        layer = dataset.layer(name)
-        for old in (layer.folder / "retired").glob("*.parquet"):
-            with contextlib.suppress(FileNotFoundError):
-                old.unlink()
-        _clear(layer.folder)
-        before: list[Path] = []
+    keys = dataset.sql("select key from pictures order by key").arrow().column("key").cast(pa.large_string())
+    refine(dataset.home / "layers", keys.combine_chunks())
+    return {name: _compact(dataset, dataset.layer(name)) for name in layers}
 
-        def question(name: str = name, before: list[Path] = before) -> str:
-            before[:] = dataset.views.parts(name)
-            return _kept(name, before)
 
-        if len(layer.parts()) < 2:
-            done[name] = (len(layer.parts()),) * 2
-            continue
-        reader = dataset.views.ask(question, lambda answer: iter(_Ahead(answer.to_arrow_reader(65_536))))
-        after = 0
-        for batches in _split(reader, cuts):
-            publish_file(layer.folder, partial(_write, schemas.schema(name), batches))
-            after += 1
-        retire(before)
-        done[name] = (len(before), after)
-    return done
+def _compact(dataset: Dataset, layer: Layer) -> tuple[int, int]:
+    for old in (layer.folder / "retired").glob("*.parquet"):
+        with contextlib.suppress(FileNotFoundError):
+            old.unlink()
+    _clear(layer.folder)
+    before = dataset.views.again(lambda: dataset.views.parts(layer.name))
+    merged: set[Path] = set()
+    written = 0
+    for low, high in dataset.views.again(dataset.views.slices):
+
+        def kept(low: str | None = low, high: str | None = high) -> Iterator[pa.RecordBatch] | None:
+            # Parts that came meanwhile wait for the next compact; what another compact took is in parts of its own.
+            there = [part for part in dataset.views.parts(layer.name) if part in before]
+            parts = within(there, low, high)
+            if not parts or (len(parts) == 1 and _inside(parts[0], low, high)):
+                return None
+            merged.update(parts)
+            return started(dataset.views.reader(_kept(layer.name, parts, low, high)))
+
+        batches = dataset.views.again(kept)
+        if batches is not None:
+            write_cut(layer, batches, [])
+            written += 1
+    retire(merged)
+    return len(before), len(before) - len(merged) + written
+
+
+def _inside(part: Path, low: str | None, high: str | None) -> bool:
+    there = extent(part)
+    return (low is None or there.first >= low) and (high is None or there.last < high)
 
 
 def _clear(folder: Path) -> None:
@@ -69,68 +89,14 @@ def _clear(folder: Path) -> None:
                     left.unlink()
 
 
-class _Ahead:
-    """A reader whose first batch is fetched at once, so that what can fail for a vanished part fails there."""
-
-    def __init__(self, reader: pa.RecordBatchReader) -> None:
-        self.reader = reader
-        self.first = next(reader, None)
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        if self.first is not None:
-            yield self.first
-            yield from self.reader
-
-
-def _cuts(dataset: Dataset) -> list[str]:
-    found = dataset.sql(
-        f"select key from (select key, row_number() over (order by key) as n from pictures) "
-        f"where n % {PICTURES_PER_CUT} = 0 order by key"
-    ).fetchall()
-    return [key for (key,) in found]
-
-
-def _kept(name: str, parts: list[Path]) -> str:
+def _kept(name: str, parts: list[Path], low: str | None, high: str | None) -> str:
     """SQL for the rows to keep: the best of each key and content, and the newest tombstone of each key."""
-    ranked = rank_sql(parts)
+    ranked, bounds = rank_sql(parts), bounds_sql(low, high)
     columns = ", ".join(
         identifier(column) if column != "rank" else f"{ranked} as rank" for column in schemas.schema(name).names
     )
     source = read_sql(parts)
-    best = heads_sql(parts, per_content=name != "pictures")
-    tombs = f"select arg_max({row_id_sql()}, {ranked}) as id from {source} where deleted group by key"
-    return f"select {columns} from {source} where {row_id_sql()} in ({best} union all {tombs}) order by key"
-
-
-def _split(batches: Iterator[pa.RecordBatch], cuts: list[str]) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Cut a sorted stream before each of the keys; each piece must be used up before the next is asked for."""
-    waiting: list[pa.RecordBatch] = []
-    remaining = list(cuts)
-
-    def pull() -> pa.RecordBatch | None:
-        return waiting.pop() if waiting else next(batches, None)
-
-    def piece(first: pa.RecordBatch, end: str | None) -> Iterator[pa.RecordBatch]:
-        batch: pa.RecordBatch | None = first
-        while batch is not None:
-            if end is None:
-                yield batch
-            else:
-                inside = pc.sum(pc.less(batch.column("key"), end)).as_py() or 0
-                if inside:
-                    yield batch.slice(0, inside)
-                if inside < batch.num_rows:
-                    waiting.append(batch.slice(inside))
-                    return
-            batch = pull()
-
-    while (first := pull()) is not None:
-        while remaining and first.column("key")[0].as_py() >= remaining[0]:
-            remaining.pop(0)
-        yield piece(first, remaining[0] if remaining else None)
-
-
-def _write(schema: pa.Schema, batches: Iterator[pa.RecordBatch], path: Path) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+    best = heads_sql(parts, per_content=name != "pictures", only=bounds)
+    tombs = f"select arg_max({row_id_sql()}, {ranked}) as id from {source} where deleted and {bounds} group by key"
+    ids = f"{row_id_sql()} in ({best} union all {tombs})"
+    return f"select {columns} from {source} where {bounds} and {ids} order by key"

@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cutline import pictures, schemas
+from cutline.dataset.cuts import PICTURES_PER_CUT, bounds_sql, read_cuts, refine, write_cut
+from cutline.dataset.query import started
 from cutline.files import storage_error
-from cutline.layer import Layer, LayerWriter, heads_sql, identifier, quote, rank_sql, read_sql, row_id_sql
+from cutline.layer import (
+    ROW_GROUP,
+    Layer,
+    LayerWriter,
+    heads_sql,
+    identifier,
+    quote,
+    rank_sql,
+    read_sql,
+    row_id_sql,
+    within,
+)
 from cutline.options import CutlineError
 
 if TYPE_CHECKING:
@@ -115,7 +129,8 @@ def add(
     from cutline.dataset import KeyRule
 
     if rule is not None or not dataset.exists:
-        dataset.create(rule or getattr(source, "rule", KeyRule()))
+        suggested: KeyRule = getattr(source, "rule", KeyRule())
+        dataset.create(rule or suggested)
     with _stage(dataset.home / "tmp") as folder:
         notes = _read(dataset, source, folder)
         return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
@@ -256,9 +271,10 @@ class _Adding:
             select found.key, found.uri, known.uri, known.error, known.detail from found join known using (key)
             where known.error is distinct from 'vanished' and (known.uri <> found.uri or known.error = 'duplicate_key')
                 and known.uri is not null""").fetchall()
-        listed = {
-            uri for (uri,) in self.con.execute("select uri from found where key in (select key from known)").fetchall()
-        }
+        listed: set[str] = set()
+        if others:
+            known_uris = "select uri from found where uri is not null and key in (select key from known)"
+            listed = {uri for (uri,) in self.con.execute(known_uris).fetchall()}
         for key, uri, other, error, detail in others:
             before = json.loads(detail) if error == "duplicate_key" else [other]
             still = {
@@ -294,7 +310,10 @@ class _Adding:
             and known.mtime_ns is not distinct from found.mtime_ns
             and (known.error is null or known.error not in ('vanished', 'permission', 'duplicate_key', 'bad_name'))
             and (found.content is null or found.content = known.content)
-            and (found.error is null or found.error = known.error)"""
+            and (found.error is null or found.error = known.error)
+            or found.uri is null and found.error is null and (
+                known.uri is not null or known.error is null
+                and coalesce(known.width = found.width and known.height = found.height, found.width is null))"""
         self.con.execute(f"""
             create temp table todo as select found.*, known.key is not null as was,
                 known.content as content_was, known.error as error_was, known.uri as uri_was
@@ -303,6 +322,7 @@ class _Adding:
         total = self._one("select count(*) from todo")
         self.report.unchanged = self._one("select count(*) from found where key not in (from rivals)") - total
         self._refuse_early(total, allow_vanish)
+        self._publish_told()
         gone = self._gone_contents()
         self.moved_from: set[str] = set()
         done = bad = 0
@@ -321,6 +341,23 @@ class _Adding:
                 self._publish(batch, gone, writer)
         if progress:
             progress(done, total, bad)
+
+    def _publish_told(self) -> None:
+        """Publish the pictures that only metadata tells of: there is nothing to look at, so they go as columns."""
+        told = "uri is null and error is null and not nameless"
+        for was, count in self.con.sql(f"select was, count(*) from todo where {told} group by was").fetchall():
+            if was:
+                self.report.changed += count
+            else:
+                self.report.added += count
+        layer = self.dataset.layer("pictures")
+        if self._one("select count(*) from todo") > PICTURES_PER_CUT:
+            keys = self.con.sql("select key from found union select key from known order by key").to_arrow_table()
+            refine(layer.home, keys.column("key").cast(pa.large_string()).combine_chunks())
+        columns = ", ".join(identifier(name) for name in _FOUND.names if name != "name")
+        rows = self.con.sql(f"select key, {columns} from todo where {told} order by key").to_arrow_reader(50_000)
+        write_cut(layer, rows, read_cuts(layer.home))
+        self.con.execute(f"delete from todo where {told}")
 
     def _gone_contents(self) -> dict[str, list[_Origin]]:
         """Where contents were that may be elsewhere now, by content.
@@ -343,7 +380,7 @@ class _Adding:
                 order by known.error is not distinct from 'vanished', max(was.rank) desc, was.key""").fetchall()
 
         gone: dict[str, list[_Origin]] = defaultdict(list)
-        if self._one("select count(*) from known"):
+        if self._one("select count(*) from todo") and self._one("select count(*) from known"):
             for content, *origin in self.dataset.views.again(question):
                 gone[content].append(_Origin(*origin))
         return gone
@@ -524,43 +561,68 @@ class _Adding:
 
     def _write_words(self, name: str, staged: Path) -> None:
         """Write those rows that differ from what the layer says of the picture as it is now."""
+        self.dataset.layer(name).write()  # it says so where an annotator fills the layer
+        known = name in self.dataset.layers()
         self._name_keys(staged)
         claimed = self._one("select count(*) from named where key in (from doubled)")
         self._note(f"{name}: not written, since several pictures have the key", claimed)
         self.con.execute("delete from named where key in (from doubled)")
         self._note_words(name, staged)
-        columns = [*schemas.columns(name), "error", "detail"]
-        packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
-        unpacked = ", ".join(f"fresh.said.{identifier(column)}" for column in columns)
-        known = name in self.dataset.layers()
-        current = f"select key, content, struct_pack({packed}) as said from {identifier(name)}"
-        if not known:
-            current = "select key, content, null as said from now where false"
-        self._again(f"""
-            create or replace temp table different as
-            select fresh.key, now.content, {unpacked},
-                case when fresh.said.error is not null then true end as deleted
-            from (
-                select named.key, struct_pack({packed}) as said from {read_sql([staged])} as staged
-                join (select key, max(line) as line from named group by key) as named
-                    on staged.file_row_number = named.line
-            ) as fresh
-            left join now using (key)
-            left join ({current}) as cur using (key)
-            where cur.key is null or cur.said is distinct from fresh.said
-                or cur.content is distinct from now.content""")
-        reader = self.con.sql("from different").to_arrow_reader(50_000)
-        writer = self.dataset.layer(name).write()
-        for batch in reader:
-            writer.add_table(pa.Table.from_batches([batch]))
+        layer = self.dataset.layer(name)
+        written = 0
+        for low, high, fresh in self._fresh(staged):
+            written += write_cut(layer, self._different(name, fresh, low, high), [])
         if self.covers is not None and known:
             stale = f"""select key from {identifier(name)} where key in (select key from found)
                 and key not in (select key from named) and key not in (from doubled)
                 and (detail is null or error is not null)"""
-            for (key,) in self._again(stale).fetchall():  # words that moved here with their picture are kept
-                writer.delete(key)
-        writer.flush()
-        self.report.words[name] = writer.published
+            with layer.write() as writer:
+                for (key,) in self._again(stale).fetchall():  # words that moved here with their picture are kept
+                    writer.delete(key)
+            written += writer.published
+        self.report.words[name] = written
+
+    def _fresh(self, staged: Path) -> Iterator[tuple[str | None, str | None, str]]:
+        """The staged words, the last of each key, slice by slice: the bounds, and SQL for the rows."""
+        cuts = read_cuts(self.dataset.home / "layers")
+        newest = "select key, max(line) as line from named group by key"
+        rows = f"""select named.key, staged.* exclude (name) from {read_sql([staged])} as staged
+            join ({newest}) as named on staged.file_row_number = named.line"""
+        if not cuts or self._one("select count(*) from named") < PICTURES_PER_CUT:
+            yield None, None, rows
+            return
+        whole = staged.with_suffix(".sorted.parquet")
+        self.con.execute(f"copy ({rows} order by key) to {quote(str(whole))} (row_group_size {ROW_GROUP})")
+        staged.unlink()
+        for low, high in pairwise([None, *cuts, None]):
+            yield low, high, f"select * from {read_sql([whole])} where {bounds_sql(low, high)}"
+        whole.unlink()
+
+    def _different(self, name: str, fresh: str, low: str | None, high: str | None) -> Iterator[pa.RecordBatch]:
+        """Those rows of a slice that differ from what the layer says, sorted by key."""
+        columns = [*schemas.columns(name), "error", "detail"]
+        packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
+        said = ", ".join(f"fresh.said.{identifier(column)}" for column in columns)
+        views, bounds = self.dataset.views, bounds_sql(low, high)
+
+        def question() -> Iterator[pa.RecordBatch]:
+            now = f"(select key, content from now where {bounds}) as now"
+            if not within(views.parts(name), low, high):
+                query = f"""
+                    select fresh.*, now.content, case when error is not null then true end as deleted
+                    from ({fresh}) as fresh left join {now} using (key)"""
+            else:
+                current = f"select key, content, struct_pack({packed}) as said from ({views.view(name, low, high)})"
+                query = f"""
+                    select fresh.key, now.content, {said},
+                        case when fresh.said.error is not null then true end as deleted
+                    from (select key, struct_pack({packed}) as said from ({fresh})) as fresh
+                    left join {now} using (key) left join ({current}) as cur using (key)
+                    where cur.key is null or cur.said is distinct from fresh.said
+                        or cur.content is distinct from now.content"""
+            return started(self.con.sql(f"{query} order by key").to_arrow_reader(50_000))
+
+        return views.again(question)
 
     def _note_words(self, name: str, staged: Path) -> None:
         said = self._one("select count(*) from named")

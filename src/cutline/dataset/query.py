@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,19 @@ import duckdb
 import pyarrow as pa
 
 from cutline import schemas
-from cutline.layer import Layer, heads_sql, identifier, layers_below, quote, rank_sql, read_sql, row_id_sql
+from cutline.dataset.cuts import bounds_sql, read_cuts
+from cutline.layer import (
+    disjoint,
+    extent,
+    heads_sql,
+    identifier,
+    layers_below,
+    quote,
+    rank_sql,
+    read_sql,
+    row_id_sql,
+    within,
+)
 from cutline.options import CutlineError
 
 T = TypeVar("T")
@@ -28,15 +41,30 @@ class QueryError(CutlineError):
     """The database refused a query: its own words, made short."""
 
 
+def bound(connection: duckdb.DuckDBPyConnection, spill: Path) -> None:
+    """Keep a connection within memory: what does not fit goes to the `spill` folder, or where CUTLINE_SPILL says.
+
+    CUTLINE_MEMORY sets how much it may take (`8GB`); by default a quarter of the machine's, from 1 GiB to 2.
+
+    Raises:
+        CutlineError: CUTLINE_MEMORY says nothing that is an amount.
+    """
+    quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    memory = os.environ.get("CUTLINE_MEMORY") or f"{min(max(quarter, 1 << 30), 2 << 30)}B"
+    try:
+        connection.execute(f"set memory_limit = {quote(memory)}")
+    except duckdb.Error:
+        raise CutlineError(f"CUTLINE_MEMORY={memory} is no amount of memory; one looks like 4GB") from None
+    connection.execute(f"set temp_directory = {quote(os.environ.get('CUTLINE_SPILL') or str(spill))}")
+
+
 class Views:
     """One DuckDB connection with a view per layer, kept in step with the parts on disk."""
 
     def __init__(self, home: Path, spill: Path) -> None:
         self.home = home
         self._connection = duckdb.connect()
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        self._connection.execute(f"set memory_limit = '{max(memory, 1 << 30)}B'")
-        self._connection.execute(f"set temp_directory = {quote(str(spill))}")
+        bound(self._connection, spill)
         self._connection.execute("set preserve_insertion_order = false")
         self._known: dict[str, list[Path]] = {}
         self._lock = threading.Lock()
@@ -47,32 +75,65 @@ class Views:
             found = {layer.name: layer.parts() for layer in layers_below(self.home)}
             found.setdefault("pictures", [])
             moved = found["pictures"] != self._known.get("pictures")
+            before, self._known = self._known, found
             for name, parts in found.items():
-                if moved or parts != self._known.get(name):
-                    self._connection.execute(f"create or replace view {identifier(name)} as {self._view(name, found)}")
-            for name in self._known.keys() - found.keys():
+                if moved or parts != before.get(name):
+                    self._connection.execute(f"create or replace view {identifier(name)} as {self.view(name)}")
+            for name in before.keys() - found.keys():
                 self._connection.execute(f"drop view {identifier(name)}")
-            self._known = found
 
-    def _view(self, name: str, parts: dict[str, list[Path]]) -> str:
+    def view(self, name: str, low: str | None = None, high: str | None = None) -> str:
+        """SQL for the rows of a layer that count, with keys from `low` up to, and without, `high`."""
         columns = [field.name for field in schemas.schema(name) if field.name not in schemas.BOOKKEEPING]
         extra = ", texts[1] as text" if schemas.kind(name) == "captions" else ""
-        if not parts[name]:
+        parts = self._within(name, low, high)
+        if not parts:
             typed = ", ".join(
                 f"null::{_sql_type(schemas.schema(name).field(column).type)} as {identifier(column)}"
                 for column in columns
             )
             return f"select *{extra} from (select {typed}) where false"
         names = ", ".join(identifier(column) for column in columns)
-        heads = heads_sql(parts[name], now=self.now(parts) if name != "pictures" else "")
-        return f"select {names}{extra} from {read_sql(parts[name])} where {row_id_sql()} in ({heads})"
+        now = self.now(low, high) if name != "pictures" and any(extent(part).tied for part in parts) else ""
+        rows, bounds = read_sql(parts), bounds_sql(low, high)
+        if not disjoint(parts):
+            heads = heads_sql(parts, now=now, only=bounds)
+            return f"select {names}{extra} from {rows} where {bounds} and {row_id_sql()} in ({heads})"
+        if not now:
+            return f"select {names}{extra} from {rows} where {bounds}"
+        return f"""select said.*{extra} from (select {names} from {rows} where {bounds}) as said
+            left join ({now}) as now using (key)
+            where said.content is null or now.content is null or said.content = now.content"""
 
-    def now(self, parts: dict[str, list[Path]] | None = None) -> str:
-        """SQL of (key, content): what each picture is at present. Empty where there are no pictures."""
-        pictures = (parts or self._known).get("pictures")
-        if not pictures:
+    def now(self, low: str | None = None, high: str | None = None) -> str:
+        """SQL of (key, content): what each picture is at present. Empty where no picture's content is known."""
+        parts = self._within("pictures", low, high)
+        if not any(extent(part).tied for part in parts):
             return ""
-        return f"select key, content from {read_sql(pictures)} where {row_id_sql()} in ({heads_sql(pictures)})"
+        bounds = bounds_sql(low, high)
+        heads = "" if disjoint(parts) else f"and {row_id_sql()} in ({heads_sql(parts, only=bounds)})"
+        return f"select key, content from {read_sql(parts)} where {bounds} {heads}"
+
+    def _within(self, name: str, low: str | None, high: str | None) -> list[Path]:
+        parts = self._known.get(name, [])
+        return parts if low is None and high is None else within(parts, low, high)
+
+    def slices(self) -> list[tuple[str | None, str | None]]:
+        """The ranges of keys to walk through, one after the other, that together hold all."""
+        ends = [None, *read_cuts(self.home), None]
+        return list(pairwise(ends))
+
+    def names(self) -> list[str]:
+        """The layers that the views were made over."""
+        return list(self._known)
+
+    def reader(self, sql: str) -> pa.RecordBatchReader:
+        """The answer to a query over the views as they are, as a stream; for use within `again`."""
+        return self._connection.cursor().sql(sql).to_arrow_reader(65_536)
+
+    def table(self, sql: str) -> pa.Table:
+        """The answer to a query over the views as they are; for use within `again`."""
+        return self._connection.cursor().sql(sql).to_arrow_table()
 
     def parts(self, layer: str) -> list[Path]:
         """The parts that the views were made over."""
@@ -104,6 +165,9 @@ class Views:
                     raise QueryError(str(error)) from error
             except duckdb.Error as error:
                 raise QueryError(str(error)) from None
+            except FileNotFoundError:  # a footer was to be read
+                if attempt == TRIES - 1:
+                    raise
             except RuntimeError as error:
                 if "interrupted" not in str(error).lower():
                     raise
@@ -113,6 +177,15 @@ class Views:
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of one's own to the same views, for temporary tables."""
         return self.again(lambda: self._connection.cursor())
+
+
+def started(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """A stream whose first batch is fetched at once, so that what can fail for a vanished part fails here.
+
+    The query must end in an `order by`: then nothing is read later.
+    """
+    first = next(reader, None)
+    return chain([] if first is None else [first], reader)
 
 
 def _vanished(error: Exception) -> bool:
@@ -165,18 +238,16 @@ class Relation:
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """The rows as a stream of record batches, in bounded memory.
 
-        The query should end in an `order by` (those of `scan` and `missing` do): then everything has been read before
+        The query should end in an `order by` (that of `missing` does): then everything has been read before
         the first batch comes, and no compact can break it off in the middle.
         """
 
-        def start(done: duckdb.DuckDBPyRelation) -> tuple[pa.RecordBatchReader, pa.RecordBatch | None]:
-            reader = done.to_arrow_reader(rows)
-            return reader, next(reader, None)
+        yield from self._views.ask(self._sql, lambda done: started(done.to_arrow_reader(rows)))
 
-        reader, first = self._views.ask(self._sql, start)
-        if first is not None:
-            yield first
-            yield from reader
+    def keys(self) -> pa.LargeStringArray:
+        """The column `key` of the answer, sorted, each once."""
+        table = Relation(self._views, lambda: f"select distinct key from ({self._sql()}) order by key").arrow()
+        return table.column("key").cast(pa.large_string()).combine_chunks()
 
     def __str__(self) -> str:
         """The answer as a table, shortened to the terminal."""
@@ -197,12 +268,3 @@ def done_sql(parts: list[Path], *, condition: str) -> str:
         select key, content from (select *, {ranked} as ranked from {source}) as rows
         left join (select key, max({ranked}) as cut from {source} where deleted group by key) using (key)
         where (cut is null or ranked >= cut) and not (coalesce(deleted, false) and error is null) and ({condition})"""
-
-
-def layer_struct(layer: Layer | str) -> str:
-    """SQL that packs a layer's columns into one struct."""
-    name = layer if isinstance(layer, str) else layer.name
-    fields = ", ".join(
-        f"{identifier(column)} := {identifier(column)}" for column in [*schemas.columns(name), "content", "error"]
-    )
-    return f"struct_pack({fields})"

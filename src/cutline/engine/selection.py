@@ -75,7 +75,9 @@ class Selection:
 
     def _rows(self) -> Iterator[Row]:
         reads = type(self.annotator).reads
-        for batch in self._missing((*reads, self.layer) if self.retry else reads).batches():
+        wanted = (*reads, self.layer) if self.retry else tuple(name for name in reads if name != "pictures")
+        missing = self._missing()
+        for batch in self.dataset.scan(*wanted, only=missing) if wanted else missing.batches():
             for row in batch.to_pylist():
                 if self.shard is None or self.shard.has(row["key"]):
                     before = (row.get(self.layer) or {}).get("attempt") or 0
@@ -91,8 +93,8 @@ class Selection:
             )
         return total if self.limit is None else min(total, self.limit)
 
-    def _missing(self, reads: tuple[str, ...] = ()) -> Relation:
-        return self.dataset.missing(self.layer, where=self.where, retry=self.retry, reads=reads)
+    def _missing(self) -> Relation:
+        return self.dataset.missing(self.layer, where=self.where, retry=self.retry)
 
     def first_request(self) -> dict[str, Any] | None:
         """What would be asked for the first picture, and under `hash` the digest that its row will carry."""
