@@ -61,7 +61,7 @@ class ColumnMap:
             raise OptionError(f"site = {site!r}: there are {', '.join(tags.SITES)}")
         if not columns.get("id") or not lists:
             raise OptionError(
-                'a map needs a column for the id and one for tags: [columns] id = ["id"], [tags] general = […]'
+                'a map needs columns for the id and for tags: [columns] id = ["id"], [tags] general = […]'
             )
         if wrong := sorted({*ratings.values()} - set("gsqe")):
             raise OptionError(f"[ratings] {wrong[0]!r} is none of g, s, q, e")
@@ -109,9 +109,7 @@ def find(name: str) -> ColumnMap:
         return known[name]
     path = Path(name).expanduser()
     if path.suffix != ".toml":
-        raise OptionError(
-            f"no column map is called '{name}'; there are: {', '.join(known)}, or a TOML file of your own"
-        )
+        raise OptionError(f"no column map is called '{name}'. There are: {', '.join(known)}; or name a TOML file")
     try:
         return ColumnMap.parse(path.stem, tomllib.loads(path.read_text("utf-8")))
     except OSError as error:

@@ -61,7 +61,7 @@ class Booru:
             con.execute(f"set memory_limit = '{_MEMORY}'; set temp_directory = {quote(folder)}; set timezone = 'UTC'")
             tables = []
             for number, path in enumerate(paths):
-                if lacks := known.missing(there := _columns(path)):
+                if lacks := known.missing(there := columns(path)):
                     raise CutlineError(
                         f"{path} has no column {' and '.join(lacks)}, which the map {known.name} needs. "
                         f"It has: {', '.join(there) or 'none'}. Another map: -o map=…"
@@ -78,7 +78,7 @@ class Booru:
     def _map(self, path: Path) -> booru.ColumnMap:
         if self.map:
             return booru.find(self.map)
-        if found := booru.detect(there := _columns(path)):
+        if found := booru.detect(there := columns(path)):
             return found
         raise CutlineError(
             f"cannot tell what the columns of {path} mean: {', '.join(there) or 'there are none'}. "
@@ -103,7 +103,7 @@ def _tables(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def _columns(path: Path) -> list[str]:
+def columns(path: Path) -> list[str]:
     """The names of a table's columns."""
     if not path.name.lower().endswith(".parquet"):
         return delimited.header(path)
@@ -183,12 +183,10 @@ class _Table:
     def tags(self, columns: tuple[str, ...]) -> str:
         """SQL for the tags in these columns together: one text, or a list."""
         kinds = {self.types[name] for name in columns}
-        names = [identifier(name) for name in columns]
-        if kinds == {"VARCHAR"}:
-            return f"concat_ws(' ', {', '.join(names)})"
-        if kinds == {"VARCHAR[]"}:
-            together = names[0] if len(names) == 1 else " || ".join(f"coalesce({name}, [])" for name in names)
-            return f"coalesce({together}, [])"
+        if kinds <= {"VARCHAR", '"NULL"'}:
+            return f"concat_ws(' ', {', '.join(f'{identifier(name)}::varchar' for name in columns)})"
+        if kinds <= {"VARCHAR[]", '"NULL"[]', '"NULL"'}:
+            return " || ".join(f"coalesce({identifier(name)}::varchar[], [])" for name in columns)
         raise CutlineError(f"{self.path}: the tags in {' and '.join(columns)} are {', '.join(sorted(kinds))}, not text")
 
     def query(self, old_ratings: bool) -> str:
@@ -237,7 +235,7 @@ class _Reader:
 
     def unpack(self, path: Path, parquet: Path) -> Iterator[Found]:
         """Write a CSV file's columns as Parquet; what cannot be read of it is found at once."""
-        wanted = [name for name in dict.fromkeys(_columns(path)) if name in self.known.names]
+        wanted = [name for name in dict.fromkeys(columns(path)) if name in self.known.names]
         schema = pa.schema([*((name, pa.string()) for name in wanted), ("line", pa.int64())])
         with pq.ParquetWriter(parquet, schema, compression="lz4", use_dictionary=False) as writer:
             for rows in delimited.read(path, wanted):
