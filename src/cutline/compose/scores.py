@@ -120,7 +120,7 @@ class ScoreTable:
             raise CutlineError(f"no post in {layer} has a {self.by}{' and a rating' if self.within else ''}")
         return replace(self, edges={name: tuple(edges) for name, edges in found})
 
-    def words(self, columns: pa.RecordBatch | Mapping[str, pa.Array]) -> pa.StringArray:
+    def words(self, columns: pa.RecordBatch | pa.Table | Mapping[str, pa.Array]) -> pa.StringArray:
         """The word of each post; null where it lacks the number, or its rating has no edges.
 
         Args:
