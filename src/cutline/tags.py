@@ -375,7 +375,8 @@ def _read_table(path: Path, needed: Sequence[str]) -> pa.Table:
 
     name = "'" + str(path.expanduser()).replace("'", "''") + "'"
     form = Path(path.name.lower().removesuffix(".gz")).suffix
-    readers = {".csv": "read_csv({}, header=true, all_varchar=true)", ".tsv": "read_csv({}, header=true, delim='\t')"}
+    dialect = """header=true, all_varchar=true, quote='"', escape='"'"""
+    readers = {".csv": f"read_csv({{}}, delim=',', {dialect})", ".tsv": f"read_csv({{}}, delim='\t', {dialect})"}
     readers |= {".json": "read_json({})", ".jsonl": "read_json({})", ".parquet": "read_parquet({})"}
     if form not in readers:
         raise CutlineError(f"{path} is none of {', '.join(readers)}, so its tags cannot be read")

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from cutline import schemas
 from cutline.dataset import Found, KeyRule
+from cutline.files import storage_error
 from cutline.formats import booru, delimited, sidecar
 from cutline.layer import identifier, quote
 from cutline.options import CutlineError, option
@@ -133,7 +134,9 @@ class _Table:
         if kind in ("DOUBLE", "FLOAT"):  # what pandas makes of whole numbers among nulls
             return f"case when isfinite({name}) and {name} = trunc({name}) then {name}::hugeint::varchar end"
         if kind == "VARCHAR":
-            return f"nullif(case when contains({name}, chr(0)) then '' else trim({name}, {quote(_SPACE)}) end, '')"
+            text = f"trim({name}, {quote(_SPACE)})"
+            none = f"contains({name}, chr(0)) or {text} in ('', {quote(column)})"  # pages joined with their headers
+            return f"case when {none} then null else {text} end"
         if "INT" not in kind or "[" in kind:
             raise CutlineError(f"{self.path}: the ids in its column {column} are {kind}, and neither text nor numbers")
         return f"{name}::varchar"
@@ -237,16 +240,19 @@ class _Reader:
         """Write a CSV file's columns as Parquet; what cannot be read of it is found at once."""
         wanted = [name for name in dict.fromkeys(columns(path)) if name in self.known.names]
         schema = pa.schema([*((name, pa.string()) for name in wanted), ("line", pa.int64())])
-        with pq.ParquetWriter(parquet, schema, compression="lz4", use_dictionary=False) as writer:
-            for rows in delimited.read(path, wanted):
-                if rows.table.num_rows:
-                    writer.write_table(rows.table)
-                if rows.faults:
-                    yield self._failed(
-                        [f"line {fault.line} of {path.name}" for fault in rows.faults],
-                        [fault.error for fault in rows.faults],
-                        [fault.detail for fault in rows.faults],
-                    )
+        try:
+            with pq.ParquetWriter(parquet, schema, compression="lz4", use_dictionary=False) as writer:
+                for rows in delimited.read(path, wanted):
+                    if rows.table.num_rows:
+                        writer.write_table(rows.table)
+                    if rows.faults:
+                        yield self._failed(
+                            [f"line {fault.line} of {path.name}" for fault in rows.faults],
+                            [fault.error for fault in rows.faults],
+                            [fault.detail for fault in rows.faults],
+                        )
+        except OSError as error:
+            raise storage_error(parquet.parent, error) from error
 
     def find_doubles(self, con: duckdb.DuckDBPyConnection, tables: list[_Table]) -> None:
         """Temporary table `doubles`: the rows of posts that have a newer one. Only ids and times are looked at."""
@@ -255,7 +261,7 @@ class _Reader:
             f"{table.updated()} as updated from {table.sql}"
             for table in tables
         )
-        con.execute(f"""
+        question = f"""
             create temp table doubles as
             with every as ({every}),
                 double_names as (select name from every where name is not null group by name having count(*) > 1)
@@ -263,7 +269,11 @@ class _Reader:
                 select file, row, row_number() over (
                     partition by name order by updated desc nulls last, file desc, row desc) as nth
                 from every semi join double_names using (name)
-            ) where nth > 1""")
+            ) where nth > 1"""
+        try:
+            con.execute(question)
+        except duckdb.Error as error:
+            raise CutlineError(f"cannot read the ids of {self.source.path}: {error}") from None
         self._note("row about a post that has a newer one", con.sql("select count(*) from doubles").fetchall()[0][0])
 
     def posts(self, con: duckdb.DuckDBPyConnection, table: _Table) -> Iterator[Found]:

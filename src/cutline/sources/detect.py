@@ -34,6 +34,8 @@ def detect(path: Path) -> str:
         return "booru"
     if path.name in metadata_jsonl.FILES:
         return "imagefolder"
+    if path.name.lower().endswith(FORMS) and not reason:
+        reason = f" (no column map knows a table with the columns {', '.join(sorted(fields)) or 'that it has: none'})"
     raise CutlineError(f"cannot tell what {path} is{reason}. Say it: --from {' | '.join(names('sources'))}")
 
 
