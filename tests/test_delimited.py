@@ -112,3 +112,31 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert delimited.header(tmp_path / "empty.csv") == []
     old_mac = read(tmp_path / "x.csv", HEAD + b"1,g,a\r2,g,b\n3,g,c\n")
     assert old_mac == ([("3", "c", 3)], {2: "bad_csv"})
+
+
+_PIECES = [
+    "{n},g,a b",
+    '{n},g,"a ""q"" b"',
+    '{n},g,"two\nlines"',
+    "",
+    '{n},g,"open',
+    '{n},g,a"b',
+    '"',
+    "{n},g\r,a",
+    "x,,,",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(_PIECES), max_size=14), st.sampled_from(["\n", "\r\n"]), st.integers(1, 80))
+def test_faulty_files_lose_no_good_row_wherever_blocks_end(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], end: str, block: int
+) -> None:
+    text = end.join(piece.format(n=number) for number, piece in enumerate(pieces))
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    rows, faults = read(path, HEAD + text.encode(), block=block)
+    assert read(path, HEAD + text.encode(), block=1 << 20) == (rows, faults)
+    told = {str(row[0]) for row in rows}
+    inside = " ".join(str(row[1]) for row in rows)  # what two open quotes have between them may be one text
+    for number, piece in enumerate(pieces):
+        assert str(number) in told or f"{number},g," in inside or piece != _PIECES[0]

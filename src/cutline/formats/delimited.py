@@ -101,23 +101,28 @@ def _frame(data: bytes, delimiter: int, width: int, line: int, *, final: bool) -
     quotes = np.flatnonzero(there == _QUOTE)
     first = np.concatenate([[0], breaks + 1])
     faults: list[Fault] = []
-    if _well_quoted(there, quotes, delimiter):
+    well = _well_quoted(there, quotes, delimiter)
+    if well:
         # A line break with an even number of quotes before it ends a record.
         ends = breaks[np.searchsorted(quotes, breaks) % 2 == 0] + 1
         end = int(ends[-1]) if len(ends) else 0
-        well = len(data) - end < LONGEST and not (final and end < len(data))
-    else:
-        well = False
-    if well:
         starts = np.concatenate([[0], ends])[: len(ends)]
         marks = np.flatnonzero(there[:end] == delimiter)
         marks = marks[np.searchsorted(quotes, marks) % 2 == 0] if len(quotes) else marks
         values = np.bincount(np.searchsorted(ends, marks, side="right"), minlength=len(ends)) + 1
-    else:
+        torn = _holding(_lone_returns(there[:end], quotes), starts, ends)
+        several = np.searchsorted(breaks, ends) - np.searchsorted(breaks, starts) > 1
+        # A record of several lines that is none has swallowed others; so has one without an end.
+        well = (
+            not np.any(several & ((values != width) | torn))
+            and len(data) - end < LONGEST
+            and not (final and end < len(data))
+        )
+    if not well:
         starts, ends, values, end = _by_hand(data, breaks, quotes, delimiter, width, line, faults, final=final)
+        torn = _holding(_lone_returns(there[:end], quotes[:0]), starts, ends) & ~_holding(quotes, starts, ends)
     lines = np.searchsorted(first, starts) + line
     blank = (ends - starts == 1) | ((ends - starts == 2) & (there[starts] == _RETURN))
-    torn = _torn(there[:end], quotes, starts, ends)
     good = (values == width) & ~torn
     for at in np.flatnonzero(~good & ~blank):
         wrong = f"it has {values[at]} values, and the header {width}"
@@ -135,14 +140,16 @@ def _well_quoted(there: npt.NDArray[np.uint8], quotes: _Numbers, delimiter: int)
     return bool(opening.all() and closing.all())
 
 
-def _torn(there: npt.NDArray[np.uint8], quotes: _Numbers, starts: _Numbers, ends: _Numbers) -> npt.NDArray[np.bool_]:
-    """Which records have, outside of quotes, a carriage return without a line feed: Arrow would end them there."""
-    torn = np.zeros(len(starts), bool)
+def _lone_returns(there: npt.NDArray[np.uint8], quotes: _Numbers) -> _Numbers:
+    """Carriage returns without a line feed, outside of these quotes: Arrow would end a record there."""
     returns = np.flatnonzero(there == _RETURN)
-    lone = returns[there[returns + 1] != _NEWLINE]
-    at = np.searchsorted(ends, lone[np.searchsorted(quotes, lone) % 2 == 0], side="right")
-    torn[at[at < len(torn)]] = True
-    return torn
+    lone: _Numbers = returns[there[returns + 1] != _NEWLINE]
+    return lone[np.searchsorted(quotes, lone) % 2 == 0]
+
+
+def _holding(places: _Numbers, starts: _Numbers, ends: _Numbers) -> npt.NDArray[np.bool_]:
+    """Which records hold one of these places."""
+    return np.searchsorted(places, starts) < np.searchsorted(places, ends)
 
 
 def _by_hand(
