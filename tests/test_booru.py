@@ -281,8 +281,13 @@ def test_values_of_the_wrong_type_are_counted_and_the_post_is_there(tmp_path: Pa
 
 
 def test_rows_without_an_id_are_errors(tmp_path: Path) -> None:
-    found = read(bigquery(tmp_path / "x.csv", '1,g,1,,"a\nb",,,', ",g,1,,a,,,", '" ",g,1,,a,,,', "x7,g,1,,a,,,"))
-    assert ratings(found) == {"1": "g", "x7": "g", "line 4 of x.csv": "bad_name", "line 5 of x.csv": "bad_name"}
+    found = read(
+        bigquery(
+            tmp_path / "x.csv", '1,g,1,,"a\nb",,,', ",g,1,,a,,,", '" ",g,1,,a,,,', "x7,g,1,,a,,,", '"8\n9",g,1,,a,,,'
+        )
+    )
+    bad = {f"line {number} of x.csv": "bad_name" for number in (4, 5, 7)}
+    assert ratings(found) == {"1": "g", "x7": "g", **bad}
     joined = read(bigquery(tmp_path / "y.csv", "1,g,1,,a,,,", HEAD.strip(), "2,g,1,,a,,,"))
     assert ratings(joined) == {"1": "g", "line 3 of y.csv": "bad_name", "2": "g"}
     path = danbooru(tmp_path / "x.parquet", {"id": 1.0}, {"id": None}, {"id": 2.5}, {"id": float("nan")})

@@ -143,8 +143,9 @@ def _well_quoted(there: npt.NDArray[np.uint8], quotes: _Numbers, delimiter: int)
 def _lone_returns(there: npt.NDArray[np.uint8], quotes: _Numbers) -> _Numbers:
     """Carriage returns without a line feed, outside of these quotes: Arrow would end a record there."""
     returns = np.flatnonzero(there == _RETURN)
-    lone: _Numbers = returns[there[returns + 1] != _NEWLINE]
-    return lone[np.searchsorted(quotes, lone) % 2 == 0]
+    returns = returns[there[returns + 1] != _NEWLINE]
+    lone: _Numbers = returns[np.searchsorted(quotes, returns) % 2 == 0]
+    return lone
 
 
 def _holding(places: _Numbers, starts: _Numbers, ends: _Numbers) -> npt.NDArray[np.bool_]:

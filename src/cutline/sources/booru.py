@@ -135,7 +135,7 @@ class _Table:
             return f"case when isfinite({name}) and {name} = trunc({name}) then {name}::hugeint::varchar end"
         if kind == "VARCHAR":
             text = f"trim({name}, {quote(_SPACE)})"
-            none = f"contains({name}, chr(0)) or {text} in ('', {quote(column)})"  # pages joined with their headers
+            none = f"contains({name}, chr(0)) or contains({text}, chr(10)) or {text} in ('', {quote(column)})"  # pages joined with their headers
             return f"case when {none} then null else {text} end"
         if "INT" not in kind or "[" in kind:
             raise CutlineError(f"{self.path}: the ids in its column {column} are {kind}, and neither text nor numbers")
