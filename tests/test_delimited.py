@@ -114,17 +114,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert old_mac == ([("3", "c", 3)], {2: "bad_csv"})
 
 
-_PIECES = [
-    "{n},g,a b",
-    '{n},g,"a ""q"" b"',
-    '{n},g,"two\nlines"',
-    "",
-    '{n},g,"open',
-    '{n},g,a"b',
-    '"',
-    "{n},g\r,a",
-    "x,,,",
-]
+_GOOD = "{n},g,a b"
+_ODD = ['{n},g,"a ""q"" b"', '{n},g,"two\nlines"', "", '{n},g,"open', '{n},g,a"b', '"', "{n},g\r,a", "x,,,"]
 
 
 @settings(max_examples=150, deadline=None)

@@ -134,9 +134,9 @@ class _Table:
         if kind in ("DOUBLE", "FLOAT"):  # what pandas makes of whole numbers among nulls
             return f"case when isfinite({name}) and {name} = trunc({name}) then {name}::hugeint::varchar end"
         if kind == "VARCHAR":
-            text = f"trim({name}, {quote(_SPACE)})"
-            none = f"contains({name}, chr(0)) or contains({text}, chr(10)) or {text} in ('', {quote(column)})"  # pages joined with their headers
-            return f"case when {none} then null else {text} end"
+            text = f"trim({name}, E' \\t\\r\\n')"
+            header = quote(column)  # pages joined with their headers
+            return f"case when not regexp_matches({text}, '[\\x00\\n]') then nullif(nullif({text}, {header}), '') end"
         if "INT" not in kind or "[" in kind:
             raise CutlineError(f"{self.path}: the ids in its column {column} are {kind}, and neither text nor numbers")
         return f"{name}::varchar"
@@ -256,22 +256,25 @@ class _Reader:
 
     def find_doubles(self, con: duckdb.DuckDBPyConnection, tables: list[_Table]) -> None:
         """Temporary table `doubles`: the rows of posts that have a newer one. Only ids and times are looked at."""
-        every = " union all ".join(
-            f"select {table.number} as file, file_row_number as row, {table.name()} as name, "
-            f"{table.updated()} as updated from {table.sql}"
-            for table in tables
-        )
-        question = f"""
-            create temp table doubles as
-            with every as ({every}),
-                double_names as (select name from every where name is not null group by name having count(*) > 1)
-            select file, row from (
-                select file, row, row_number() over (
-                    partition by name order by updated desc nulls last, file desc, row desc) as nth
-                from every semi join double_names using (name)
-            ) where nth > 1"""
+
+        def every(*, times: bool) -> str:
+            return " union all ".join(
+                f"select {table.number} as file, file_row_number as row, {table.name()} as name, "
+                f"{table.updated() if times else 'null'} as updated from {table.sql}"
+                for table in tables
+            )
+
         try:
-            con.execute(question)
+            con.execute(f"""
+                create temp table double_names as
+                select name from ({every(times=False)}) where name is not null group by name having count(*) > 1""")
+            con.execute(f"""
+                create temp table doubles as
+                select file, row from (
+                    select file, row, row_number() over (
+                        partition by name order by updated desc nulls last, file desc, row desc) as nth
+                    from ({every(times=True)}) semi join double_names using (name)
+                ) where nth > 1""")
         except duckdb.Error as error:
             raise CutlineError(f"cannot read the ids of {self.source.path}: {error}") from None
         self._note("row about a post that has a newer one", con.sql("select count(*) from doubles").fetchall()[0][0])
