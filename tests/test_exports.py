@@ -28,7 +28,12 @@ from cutline.sources.kohya import Kohya as KohyaSource
 from trainers import kohya_loads
 
 SCHEMA = pa.schema(
-    [(name, pa.int32() if name in ("width", "height", "orientation") else pa.string()) for name in COLUMNS],
+    [
+        (name, pa.int32() if name in ("width", "height", "orientation", "train_height") else pa.string())
+        for name in COLUMNS
+        if name != "train_width"
+    ]
+    + [("train_width", pa.null())]  # as where a recipe reads no latents
 )
 
 
@@ -254,7 +259,8 @@ def test_kohya_loads_in_todays_trainer(tmp_path: Path, suffix: str) -> None:
     loaded = kohya_loads(tmp_path / f"m.{suffix}", images)
     assert loaded == {**{name: f"{text},t_1, ^_^" for name, text in TEXTS.items()}, str(outside): "elsewhere,t_1, ^_^",
                       "none.jpg": "t_1, ^_^"}  # fmt: skip
-    assert manifest.counts == {"written": len(texts), "unchanged": 0, "without_text": 0}
+    assert manifest.counts == {"written": len(texts), "unchanged": 0, "without_text": 0, "without_caption": 1}
+    assert json.loads((tmp_path / "missing.json").read_text()) == {"tags": [], "caption": ["none.jpg"], "latent": []}
     assert manifest.sha256 == hashlib.sha256((tmp_path / f"m.{suffix}").read_bytes()).hexdigest()
 
 
@@ -268,7 +274,7 @@ def test_kohya_fields_and_order(tmp_path: Path) -> None:
     assert (tmp_path / "m.jsonl").read_text() == '{"image_path": "b.jpg", "caption": "bee"}\n'
     Kohya().write(iter(()), tmp_path / "none.json")
     assert json.loads((tmp_path / "none.json").read_text()) == {}
-    with pytest.raises(OptionError, match=r"\.json or \.jsonl"):
+    with pytest.raises(OptionError, match=r"\.json, \.jsonl or \.parquet"):
         Kohya().write(iter(()), tmp_path / "m.txt")
 
 

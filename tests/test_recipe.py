@@ -176,7 +176,7 @@ def test_a_hundred_thousand_rows_take_no_time() -> None:
     ("text", "message"),
     [
         ("", "reads no layer"),
-        ("[caption]\n", "has no 'caption'; it has: captions, tags, text"),
+        ("[caption]\n", "has no 'caption'; it has: captions, tags, latents, text"),
         ('[captions]\nfirst_of = ["captions/a"]\nsecond_of = []', "has no 'second_of'; it has: first_of"),
         ("[captions]\n", r"needs first_of = \[\"captions/…\"\]"),
         ('[captions]\nfirst_of = "captions/a"', "is a list of strings"),

@@ -41,12 +41,29 @@ def spaced(tags: pa.StringArray) -> pa.StringArray:
     return pc.if_else(faces, tags, pc.replace_substring(tags, "_", " "))
 
 
-def joined(tags: pa.ListArray, separator: str) -> pa.StringArray:
-    """Each row's tags as one text; null where it has none. Null and empty tags count for nothing."""
-    values = tags.flatten()
-    if values.null_count or pc.any(pc.equal(values, "")).as_py():
-        tags = pa.array([row and [tag for tag in row if tag] for row in tags.to_pylist()], pa.list_(pa.string()))
-    return pc.if_else(pc.greater(pc.list_value_length(tags), 0), pc.binary_join(tags, separator), None)
+def joined(tags: pa.ListArray, separator: str, *, spaces: bool = False) -> pa.StringArray:
+    """Each row's tags as one text; null where it has none. Null and empty tags count for nothing.
+
+    Args:
+        tags: lists of strings, which may be dictionary-coded, as `Dataset.scan` gives them.
+        separator: what stands between two.
+        spaces: write them `spaced`.
+    """
+    offsets = tags.offsets
+    begin, end = offsets[0].as_py(), offsets[-1].as_py()
+    values = tags.values.slice(begin, end - begin)
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    names = values.dictionary
+    if names.null_count or values.null_count or pc.any(pc.equal(names, "")).as_py():
+        return joined(_without_empty(tags), separator, spaces=spaces)
+    strings = (spaced(names) if spaces else names).take(values.indices)
+    nothing = pc.invert(pc.fill_null(pc.greater(pc.list_value_length(tags), 0), False))
+    return pc.binary_join(pa.ListArray.from_arrays(pc.subtract(offsets, begin), strings, mask=nothing), separator)
+
+
+def _without_empty(tags: pa.ListArray) -> pa.ListArray:
+    return pa.array([row and [tag for tag in row if tag] for row in tags.to_pylist()], pa.list_(pa.string()))
 
 
 # -- names ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ order = ["character", "copyright", "artist", "general", "meta", "unsorted"]   # 
 separator = ", "
 underscores = "space"                            # or "keep"
 
+[latents]
+first_of = ["latents/kohya"]                     # the first that knows the bucket a trainer put the picture into
+
 [text]
 order = ["tags", "caption"]                      # what is missing is left out, with its separator
 separator = ", "
@@ -16,6 +19,7 @@ separator = ", "
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -29,7 +33,6 @@ import pyarrow.compute as pc
 from cutline import schemas, tags
 from cutline.options import CutlineError
 
-_TEXTS = pa.list_(pa.string())
 _PARTS = ("tags", "caption")
 _UNDERSCORES = ("keep", "space")
 
@@ -51,6 +54,8 @@ class Recipe:
     underscores: str = "keep"
     order: tuple[str, ...] = _PARTS
     separator: str = ", "
+    latents: tuple[str, ...] = ()
+    """Layers; the first that has a bucket for the picture gives it. No part of the text."""
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -68,7 +73,7 @@ class Recipe:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Recipe:
         """Make a recipe of TOML's tables. Raises RecipeError for anything unknown, naming what is known."""
-        _known("the recipe", values, ("captions", "tags", "text"))
+        _known("the recipe", values, ("captions", "tags", "latents", "text"))
         captions = _table(values, "captions", ("first_of",))
         tag = _table(values, "tags", ("first_of", "order", "separator", "underscores"))
         text = _table(values, "text", ("order", "separator"))
@@ -81,8 +86,9 @@ class Recipe:
             underscores=_string("[tags] underscores", tag.get("underscores", "keep")),
             order=_choices("[text] order", text.get("order", present or _PARTS), _PARTS),
             separator=_string("[text] separator", text.get("separator", ", ")),
+            latents=_layers(_table(values, "latents", ("first_of",)), "latents"),
         )
-        if not recipe.layers:
+        if not present:
             raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
         if recipe.underscores not in _UNDERSCORES:
             raise RecipeError(f"[tags] underscores is {' or '.join(_UNDERSCORES)}, not {recipe.underscores!r}")
@@ -96,7 +102,12 @@ class Recipe:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it reads."""
-        return (*self.captions, *self.tags)
+        return (*self.captions, *self.tags, *self.latents)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns of those layers that it reads, for `Dataset.scan(*recipe.layers, fields=recipe.fields)`."""
+        return ("texts", "verdict", *self.tag_order, "width", "height")
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The recipe as the tables that `parse` reads back."""
@@ -110,6 +121,8 @@ class Recipe:
                 "separator": self.tag_separator,
                 "underscores": self.underscores,
             }
+        if self.latents:
+            tables["latents"] = {"first_of": list(self.latents)}
         tables["text"] = {"order": list(self.order), "separator": self.separator}
         return tables
 
@@ -130,6 +143,17 @@ class Recipe:
         tag_texts = _first([self._tags(batch, layer) for layer in self.tags], len(batch))
         return captions, tag_texts
 
+    def buckets(self, batch: pa.RecordBatch) -> tuple[pa.Int32Array, pa.Int32Array]:
+        """Width and height in pixels of each row's bucket (`train_resolution`); null where none is known."""
+        found = [rows for layer in self.latents if (rows := _struct(batch, layer)) is not None]
+        kept = [(rows, _counts(rows)) for rows in found]
+        nothing = pa.nulls(len(batch), pa.int32())
+        width, height = (
+            pc.coalesce(*(pc.if_else(good, pc.struct_field(rows, side), None) for rows, good in kept), nothing)
+            for side in ("width", "height")
+        )
+        return width, height
+
     def compose(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> pa.StringArray:
         """The text of each row; null where there is nothing to say.
 
@@ -146,14 +170,13 @@ class Recipe:
         rows = _struct(batch, layer)
         if rows is None:
             return pa.nulls(len(batch), pa.string())
-        good = pc.is_null(pc.struct_field(rows, "error"))
-        categories = []
-        for category in self.tag_order:
-            found = _lists(rows, category, good)
-            if self.underscores == "space":
-                found = pa.ListArray.from_arrays(found.offsets, tags.spaced(found.values), mask=pc.is_null(found))
-            categories.append(tags.joined(found, self.tag_separator))
-        return _join(categories, self.tag_separator)
+        spaces = self.underscores == "space"
+        categories = [
+            tags.joined(pc.struct_field(rows, name), self.tag_separator, spaces=spaces) for name in self.tag_order
+        ]
+        text = _join(categories, self.tag_separator)
+        errors = pc.struct_field(rows, "error")
+        return text if errors.null_count == len(errors) else pc.if_else(pc.is_null(errors), text, None)
 
 
 def default_recipe(layer_names: Iterable[str]) -> Recipe:
@@ -164,15 +187,18 @@ def default_recipe(layer_names: Iterable[str]) -> Recipe:
     """
     captions, unclear = _only(layer_names, "captions")
     tag_layers, unclear_tags = _only(layer_names, "tags")
+    latents, unclear_latents = _only(layer_names, "latents")
     recipe = Recipe(
         captions,
         tag_layers,
         order=tuple(part for part, layers in zip(_PARTS, (tag_layers, captions), strict=True) if layers),
+        latents=latents,
     )
-    if not recipe.layers:
+    if not captions and not tag_layers:
         raise RecipeError("there are no captions and no tags. Add some (cutline add), or make some (cutline annotate)")
-    if unclear or unclear_tags:
-        choice = " and ".join(kind for kind, several in (("captions", unclear), ("tags", unclear_tags)) if several)
+    several = {"captions": unclear, "tags": unclear_tags, "latents": unclear_latents}
+    if any(several.values()):
+        choice = " and ".join(kind for kind, more in several.items() if more)
         raise RecipeError(
             f"more than one layer has {choice}, and only you know which comes first. "
             f"Save this as recipe.toml, put its layers in your order, and add --recipe recipe.toml:\n\n{recipe.toml()}"
@@ -196,10 +222,10 @@ def _captions(batch: pa.RecordBatch, layer: str) -> pa.StringArray:
     rows = _struct(batch, layer)
     if rows is None:
         return pa.nulls(len(batch), pa.string())
+    texts = pc.struct_field(rows, "texts")
     kept = pc.fill_null(pc.not_equal(pc.struct_field(rows, "verdict"), "rejected"), True)
-    found = _lists(rows, "texts", pc.and_(pc.is_null(pc.struct_field(rows, "error")), kept))
-    first = pc.if_else(pc.greater(pc.list_value_length(found), 0), found.offsets[:-1], None)
-    return _none_if_empty(found.values.take(first))
+    said = pc.and_(pc.and_(_counts(rows), kept), pc.fill_null(pc.greater(pc.list_value_length(texts), 0), False))
+    return _none_if_empty(texts.values.take(pc.if_else(said, texts.offsets[:-1], None)))
 
 
 def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:
@@ -209,12 +235,9 @@ def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:
     return column if pa.types.is_struct(column.type) else None  # a layer that nobody wrote yet is a column of nulls
 
 
-def _lists(rows: pa.StructArray, field: str, good: pa.BooleanArray) -> pa.ListArray:
-    """A list column, null where the row does not count."""
-    found = pc.struct_field(rows, field)
-    if found.type != _TEXTS:
-        found = found.cast(_TEXTS)
-    return pc.if_else(good, found, pa.scalar(None, _TEXTS))
+def _counts(rows: pa.StructArray) -> pa.BooleanArray:
+    """Which rows hold an answer and no error."""
+    return pc.and_(pc.is_valid(rows), pc.is_null(pc.struct_field(rows, "error")))
 
 
 def _first(columns: list[pa.StringArray], length: int) -> pa.StringArray:
@@ -222,15 +245,20 @@ def _first(columns: list[pa.StringArray], length: int) -> pa.StringArray:
 
 
 def _join(columns: list[pa.StringArray], separator: str) -> pa.StringArray:
-    whole = columns[0]
-    for column in columns[1:]:
-        # Not null_handling="skip": pyarrow 26 then loses the rows that are null in every column.
-        whole = pc.coalesce(pc.binary_join_element_wise(whole, column, separator), whole, column)
-    return whole
+    """The texts of each row that are not null, joined; null where all are."""
+    if len(columns) == 1:
+        return columns[0]
+    nothing = functools.reduce(pc.and_, map(pc.is_null, columns))
+    if not pc.any(nothing).as_py():
+        return pc.binary_join_element_wise(*columns, separator, null_handling="skip")
+    first = pc.if_else(nothing, "", columns[0])  # pyarrow 26 loses the rows that are null in every column
+    whole = pc.binary_join_element_wise(first, *columns[1:], separator, null_handling="skip")
+    return pc.if_else(nothing, None, whole)
 
 
 def _none_if_empty(texts: pa.StringArray) -> pa.StringArray:
-    return pc.if_else(pc.equal(texts, ""), None, texts)
+    empty = pc.equal(texts, "")
+    return pc.if_else(empty, None, texts) if pc.any(empty).as_py() else texts
 
 
 # Reading a TOML file.

@@ -136,7 +136,7 @@ class ScoreTable:
         places = np.full(len(numbers), -1)
         for name, edges in self.edges.items():
             mine = (
-                pc.fill_null(pc.equal(columns["rating"], name), False).to_numpy(zero_copy_only=False)
+                pc.fill_null(pc.equal(columns["rating"].cast(pa.string()), name), False).to_numpy(zero_copy_only=False)
                 if name
                 else slice(None)
             )

@@ -6,19 +6,24 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
 from cutline.exports.manifest import COLUMNS, Export, Manifest
-from cutline.exports.writing import make_folder
-from cutline.files import whole_file
+from cutline.exports.writing import ahead, make_folder
+from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
+
+BATCH = 16_384
+"""Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
 
 
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
@@ -44,15 +49,16 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
             f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
         )
     folder = dataset.home / "exports"
-    kept = None
+    kept: list[Path] = []
     if not dry_run:
         make_folder(folder)
-        kept = _keep(out / "metadata.jsonl" if out.is_dir() else out, folder)
-    manifest = plugin.write(rows(dataset, recipe), out, dry_run=dry_run)
-    if kept and manifest.counts.get("written"):
-        manifest.notes.append(
-            f"the {kept.name.partition('-')[2]} that was there is not Cutline's; it is kept as {kept}"
-        )
+        beside = [out.with_name(name) for name in getattr(plugin, "beside", ())]
+        kept = _keep([out / "metadata.jsonl" if out.is_dir() else out, *beside], folder)
+    wanted = getattr(plugin, "columns", COLUMNS)
+    manifest = plugin.write(ahead(rows(dataset, recipe, wanted)), out, dry_run=dry_run)
+    manifest.notes.extend(
+        f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
+    )
     if manifest.format != "kohya" and Path(os.path.abspath(out)).is_relative_to(dataset.root):
         manifest.notes.append(
             "these words now lie among the dataset's own files: the next `cutline add` reads them as words of yours"
@@ -66,29 +72,44 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     return manifest
 
 
-def _keep(there: Path, folder: Path) -> Path | None:
-    """Keep a copy of a file that an export is about to replace, unless an earlier export of this dataset wrote it."""
-    if not there.is_file():
-        return None
-    data = there.read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    if any(json.loads(path.read_bytes()).get("sha256") == sha256 for path in folder.glob("*.json")):
-        return None
-    kept = folder / "replaced" / f"{sha256[:8]}-{there.name}"
-    make_folder(kept.parent)
-    with whole_file(kept) as handle:
-        handle.write(data)
-    return kept
+def _keep(files: list[Path], folder: Path) -> list[Path]:
+    """Keep copies of files that an export may replace, unless an earlier export of this dataset wrote them."""
+    manifests = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
+    ours = {sha256 for said in manifests for sha256 in (said["sha256"], *said["beside"].values())}
+    copies = []
+    for there in filter(Path.is_file, files):
+        with there.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        kept = folder / "replaced" / f"{sha256[:8]}-{there.name}"
+        if sha256 in ours or kept.exists():
+            continue
+        make_folder(kept.parent)
+        try:
+            shutil.copy2(there, kept)
+        except OSError as error:
+            kept.unlink(missing_ok=True)
+            raise storage_error(kept, error) from error
+        copies.append(kept)
+    return copies
 
 
-def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
-    """The batches that exports are given (`manifest.COLUMNS`), sorted by key."""
+def rows(dataset: Dataset, recipe: Recipe, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
+    """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
-    for batch in dataset.scan(*recipe.layers):
-        caption, tags = recipe.parts(batch)
-        uris = batch.column("uri").to_pylist()
-        paths = pa.array([uri if uri.startswith("/") else root + uri for uri in uris], pa.string())
-        text = recipe.compose(batch, seed=0)
-        columns = [batch.column(name) for name in ("key", "uri")] + [paths]
-        columns += [batch.column(name) for name in ("width", "height", "orientation")] + [caption, tags, text]
-        yield pa.RecordBatch.from_arrays(columns, names=list(COLUMNS))
+    for batch in dataset.scan(*recipe.layers, fields=recipe.fields, rows=BATCH):
+        made = {name: batch.column(name) for name in columns if name in batch.schema.names}
+        made["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
+        if "path" in columns:
+            uri = batch.column("uri")
+            below = pc.binary_join_element_wise(root, uri, "")
+            made["path"] = pc.if_else(pc.starts_with(uri, "/"), uri, below)
+        if "text" in columns:
+            made["text"] = recipe.compose(batch, seed=0)
+        if "caption" in columns or "tags" in columns:
+            made["caption"], made["tags"] = recipe.parts(batch)
+        if "train_width" in columns:
+            made["train_width"], made["train_height"] = recipe.buckets(batch)
+        for name in columns:
+            if not {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}.get(name, True):
+                made[name] = pa.nulls(len(batch))
+        yield pa.RecordBatch.from_arrays([made[name] for name in columns], names=list(columns))

@@ -9,11 +9,17 @@ from typing import Protocol
 
 import pyarrow as pa
 
-COLUMNS = ("key", "uri", "path", "width", "height", "orientation", "caption", "tags", "text")
-"""What the rows of an export hold.
+COLUMNS = (
+    *("key", "uri", "path", "offset", "size", "width", "height", "orientation"),
+    *("caption", "tags", "text", "train_width", "train_height"),
+)
+"""What the rows of an export may hold.
 
-`uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; `path` is that file on this
-machine. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing.
+`uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; of one that is known from
+metadata only it is the key, and `path` is null. `path` is that file on this machine, `offset` and `size` say where in
+it the picture is. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing; `train_width`
+and `train_height` the trainer's bucket in pixels. Where the recipe reads no layer of theirs, `caption`, `tags` and
+`train_width` are of Arrow's type null.
 """
 
 
@@ -27,6 +33,8 @@ class Manifest:
     """Pictures: `written`, `unchanged` (it stood there already), `without_text`, and more of an export's own."""
     sha256: str
     """Of the file, or of the lines `<sha256>  <relative path>\\n` of the files, sorted by path."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Other files that it wrote beside `out`, with their sha256."""
     diff: list[str] = field(default_factory=list)
     """For a dry run: what would change, line by line."""
     notes: list[str] = field(default_factory=list)
@@ -34,8 +42,12 @@ class Manifest:
 
 
 class Export(Protocol):
-    """A plug-in that writes other people's formats: a frozen dataclass with one verb."""
+    """A plug-in that writes other people's formats: a frozen dataclass with one verb.
+
+    Where it has `columns`, it is given those of `COLUMNS` and no others, which saves the work of making them. Where it
+    has `beside`, it may write files of these names beside `out`; what stood there is kept.
+    """
 
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
-        """Write rows, which have `COLUMNS` and are sorted by key, to `out`. A dry run only says what would change."""
+        """Write rows, sorted by key, to `out`. A dry run only says what would change."""
         ...

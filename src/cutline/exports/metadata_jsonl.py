@@ -76,7 +76,7 @@ class MetadataJsonl:
                 f"{splits:,} pictures are named like a split (train, test …), for which datasets would leave out the "
                 f'texts. Load them all with load_dataset("imagefolder", data_dir="{folder}", data_files="**")'
             )
-        return Manifest("metadata_jsonl", folder / _FILE, dict(counts), sha256, diff, notes)
+        return Manifest("metadata_jsonl", folder / _FILE, dict(counts), sha256, diff=diff, notes=notes)
 
     def _texts(
         self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]

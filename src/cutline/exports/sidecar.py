@@ -78,7 +78,7 @@ class Sidecar:
                     _write(out / name, data)
                 elif len(diff) <= SHOWN:
                     diff += _difference(name, there, data)
-        return Manifest("sidecar", out, dict(counts), _digest(hashes), shortened(diff))
+        return Manifest("sidecar", out, dict(counts), _digest(hashes), diff=shortened(diff))
 
     def _check(self, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
         def places() -> Iterator[tuple[str, str]]:

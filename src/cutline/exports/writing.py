@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self, cast
 
 import pyarrow as pa
 
@@ -19,6 +22,7 @@ SHOWN = 1000
 """Lines of a diff, at most."""
 
 _IN_MEMORY = 64 << 20  # bytes
+_AHEAD = 8  # pieces of a file that wait to be written
 
 
 def place(key: str, uri: str) -> str:
@@ -103,20 +107,74 @@ def write_file(out: Path, produce: Callable[[IO[bytes]], None], *, dry_run: bool
     """
     if dry_run:
         with tempfile.TemporaryFile() as handle:
-            produce(handle)
-            sha256 = _digest(handle)
+            sha256 = _produced(handle, produce)
             handle.seek(0)
-            changed = sha256 != _sha256(out)
+            changed = sha256 != _sha256(out, handle)
             return sha256, changed, _differences(out, handle) if changed else []
     make_folder(out.parent)
     sha256, changed = "", False
-    with suppress(_Unchanged), whole_file(out, "w+b") as handle:
-        produce(handle)
-        sha256 = _digest(handle)
-        if sha256 == _sha256(out):
+    # Not synced to the disk: an export can be made again, and of many gigabytes that would take most of the time.
+    with suppress(_Unchanged), whole_file(out, "w+b", durable=False) as handle:
+        sha256 = _produced(handle, produce)
+        if sha256 == _sha256(out, handle):
             raise _Unchanged
         changed = True
     return sha256, changed, []
+
+
+def _produced(handle: IO[bytes], produce: Callable[[IO[bytes]], None]) -> str:
+    """Let a file be written, by a thread that hashes what it writes; the sha256."""
+    with _Hashed(handle) as hashed:
+        produce(cast(IO[bytes], hashed))
+    handle.flush()
+    return hashed.sha256.hexdigest()
+
+
+def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, made by a thread of their own while those before are used."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(2))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
+
+
+class _Hashed:
+    """A file to write to, while what was written before is still on its way into hash and file."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._thread = ThreadPoolExecutor(1)
+        self._written: deque[Future[None]] = deque()
+        self._told = 0
+        self.sha256 = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        if len(self._written) == _AHEAD:
+            self._written.popleft().result()
+        self._written.append(self._thread.submit(self._write, data))
+        self._told += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._told
+
+    def flush(self) -> None:
+        """What is written goes on its way by itself."""
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self.sha256.update(data)
+        self._handle.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for written in self._written:
+                written.result()
 
 
 def make_folder(folder: Path) -> None:
@@ -131,22 +189,16 @@ class _Unchanged(Exception):
     """The new file is the old one: leave it."""
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, new: IO[bytes]) -> str:
+    """The sha256 of the file that is there, if it can be the same as the new one."""
     try:
         with path.open("rb") as handle:
-            return _digest(handle)
+            same_size = os.fstat(handle.fileno()).st_size == os.fstat(new.fileno()).st_size
+            return hashlib.file_digest(handle, "sha256").hexdigest() if same_size else ""
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise storage_error(path, error) from error
-
-
-def _digest(handle: IO[bytes]) -> str:
-    total = hashlib.sha256()
-    handle.seek(0)
-    while data := handle.read(1 << 20):
-        total.update(data)
-    return total.hexdigest()
 
 
 def _differences(old: Path, new: IO[bytes]) -> list[str]:
