@@ -131,7 +131,50 @@ def imagefolder(world: World) -> Path:
     return world.photos
 
 
+POSTS = "id,rating,score,tag_string_general,tag_string_character,tag_string_copyright,tag_string_artist,tag_string_meta"
+
+
+def posts(world: World, *lines: str, **given: Any) -> list[Any]:
+    """The tags of a booru's table in a dataset of its own, after this add."""
+    (world.folder / "posts.csv").write_text("\n".join([f"{POSTS},is_deleted", *(lines or ["1,s,5,cat hat,,,,,f"])]))
+    dataset = Dataset(world.folder / "posts")
+    dataset.root.mkdir()
+    dataset.add(options.fill(registry.load("sources", "booru"), {"path": world.folder / "posts.csv", **given}))
+    return [row for name in dataset.layers() if name != "pictures" for row in dataset.sql(f'from "{name}"').fetchall()]
+
+
+def table(world: World, text: str) -> Path:
+    (world.folder / "table.csv").write_text(text)
+    return world.folder / "table.csv"
+
+
+def pairs(world: World) -> Path:
+    return table(world, "antecedent_name,consequent_name,status\ncat,kitten,active\n")
+
+
+def table_of_fur(world: World) -> Path:
+    """What a cat has, by another table than `table`."""
+    path = world.folder / "fur.csv"
+    path.write_text("antecedent_name,consequent_name\ncat,fur\n")
+    return path
+
+
+def column_map(world: World) -> str:
+    (world.folder / "m.toml").write_text('[columns]\nid = "id"\n[tags]\nmeta = "tag_string_general"\n')
+    return str(world.folder / "m.toml")
+
+
 PLUGINS: dict[str, Seen] = {
+    "sources booru path": lambda w: posts(w)[0][0] == "1",
+    "sources booru map": lambda w: posts(w, map=column_map(w))[0][5] == ["cat", "hat"],
+    "sources booru layer": lambda w: bool(posts(w, layer="x")) and "tags/x" in Dataset(w.folder / "posts").layers(),
+    "sources booru vocabulary": lambda w: (
+        posts(w, vocabulary=table(w, "name,category\nfur,4\n"), implications=table_of_fur(w))[0][2] == ["fur"]
+    ),
+    "sources booru aliases": lambda w: posts(w, aliases=pairs(w))[0][1] == ["kitten", "hat"],
+    "sources booru implications": lambda w: posts(w, implications=pairs(w))[0][1] == ["cat", "hat", "kitten"],
+    "sources booru old_ratings": lambda w: posts(w, old_ratings=True)[0][7] == "g",
+    "sources booru deleted": lambda w: len(posts(w, "1,s,5,cat,,,,,t", "2,g,5,cat,,,,,f", deleted="keep")) == 2,
     "sources folder path": lambda w: w.add(path=w.photos / "trip").sql("from pictures").count() == 2,
     "sources folder sidecars": lambda w: bool(words(w.add(sidecars="tags"), "tags/sidecar")),
     "sources imagefolder path": lambda w: w.add("imagefolder", path=imagefolder(w)).sql("from pictures").count() == 4,

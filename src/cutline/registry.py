@@ -14,6 +14,7 @@ from cutline.options import CutlineError, OptionError
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
+        "booru": "cutline.sources.booru:Booru",
         "folder": "cutline.sources.folder:Folder",
         "imagefolder": "cutline.sources.imagefolder:ImageFolder",
         "kohya": "cutline.sources.kohya:Kohya",

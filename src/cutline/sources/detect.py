@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cutline.formats import kohya, metadata_jsonl
+from cutline.formats import booru, kohya, metadata_jsonl
 from cutline.formats.entries import opened
 from cutline.options import CutlineError
 from cutline.registry import names
+from cutline.sources.booru import FORMS, columns
 
 
 def detect(path: Path) -> str:
@@ -29,14 +30,20 @@ def detect(path: Path) -> str:
         fields, reason = set(), f" ({error})"
     if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection(kohya.FIELDS)):
         return "kohya"
+    if booru.detect(fields):
+        return "booru"
     if path.name in metadata_jsonl.FILES:
         return "imagefolder"
+    if path.name.lower().endswith(FORMS) and not reason:
+        reason = f" (no column map knows a table with the columns {', '.join(sorted(fields)) or 'that it has: none'})"
     raise CutlineError(f"cannot tell what {path} is{reason}. Say it: --from {' | '.join(names('sources'))}")
 
 
 def _first_fields(path: Path) -> set[str]:
-    """The fields of the first records of a JSON file, whatever it is."""
+    """The fields of the first records of a JSON file, whatever it is, or the columns of a table."""
     suffix = path.suffix.lower()
+    if path.name.lower().endswith(FORMS):
+        return set(columns(path))
     if suffix == ".json":
         return set(next((entry.fields for entry in kohya.read(path) if entry.fields or entry.error), ()))
     if suffix == ".jsonl":
