@@ -119,6 +119,12 @@ def words(dataset: Dataset, layer: str) -> list[Any]:
     )
 
 
+def found(world: World, source: str, layer: str, **given: Any) -> list[Any]:
+    """The rows of a layer as a source finds them."""
+    plugin = options.fill(registry.load("sources", source), {"path": world.photos, **given})
+    return [row for found in plugin.read() if found.layer == layer for row in found.batch.to_pylist()]
+
+
 def kohya_file(world: World) -> Path:
     path = world.folder / "meta.json"
     path.write_text(json.dumps({"a.png": {"caption": "a cat"}, "trip/c.png": {"tags": "one, two"}}))
@@ -146,6 +152,18 @@ PLUGINS: dict[str, Seen] = {
         w.add("kohya", path=kohya_file(w), image_dir=w.photos).sql("from pictures").count() == 2
     ),
     "sources kohya layer": lambda w: "tags/mine" in w.add("kohya", path=kohya_file(w), layer="mine").layers(),
+    "sources kohya posts": lambda w: (
+        len(found(w, "kohya", "pictures", path=kohya_file(w), posts=True)) == 2
+        and not found(w, "kohya", "pictures", path=kohya_file(w))
+    ),
+    "sources kohya rejected": lambda w: (
+        w.add("kohya", path=kohya_file(w), rejected=True).sql('select verdict from "captions/kohya"').fetchall()
+        == [("rejected",)]
+    ),
+    "sources kohya latents": lambda w: (
+        (w.photos / "a.npz").write_bytes(b"x") > 0
+        and len(words(w.add("kohya", path=kohya_file(w), latents=w.photos), "latents/kohya")) == 1
+    ),
     "exports sidecar extension": lambda w: (w.export("sidecar", "out", extension="caption") / "a.caption").exists(),
     "exports sidecar mode": lambda w: (
         (

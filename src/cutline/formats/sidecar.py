@@ -7,10 +7,15 @@ original. Only LF, CR LF and CR end a line: U+2028, U+0085 and their like are ch
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 LARGEST = 16_000_000
 """Bytes. A larger file is no caption."""
+
+
+_LONE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,17 @@ def write(text: str) -> bytes:
     return text.encode("utf-8")
 
 
+def is_clean(raw: str) -> bool:
+    """Whether a text is quickly seen to be one that `clean` leaves as it is."""
+    if not raw or raw.strip() != raw or "\0" in raw or "\r" in raw or raw[0] == "\ufeff":
+        return False
+    return raw.isascii() or not _LONE.search(raw)
+
+
 def clean(raw: str) -> Text:
     """Apply the rule to a text. `clean` of what it returns changes nothing."""
+    if is_clean(raw):
+        return Text(raw)
     if "\0" in raw:
         return Text(error="not_utf8", detail=f"character {raw.index(chr(0))} is NUL, which no text may hold")
     try:

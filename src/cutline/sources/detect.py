@@ -27,7 +27,7 @@ def detect(path: Path) -> str:
         fields = _first_fields(path)
     except CutlineError as error:
         fields, reason = set(), f" ({error})"
-    if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection(kohya.FIELDS)):
+    if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection({*kohya.FIELDS, kohya.LACKS})):
         return "kohya"
     if path.name in metadata_jsonl.FILES:
         return "imagefolder"
