@@ -17,6 +17,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "folder": "cutline.sources.folder:Folder",
         "imagefolder": "cutline.sources.imagefolder:ImageFolder",
         "kohya": "cutline.sources.kohya:Kohya",
+        "webdataset": "cutline.sources.webdataset:WebDataset",
     },
     "annotators": {
         "blip": "cutline.annotators.blip:Blip",

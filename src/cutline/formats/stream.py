@@ -72,7 +72,8 @@ class Stream:
             raise BrokenJson(f"what follows is longer than {LARGEST >> 20} MiB")
         if not cut_off or not self._more(waiting):
             there = self._text[error.pos : error.pos + 20]
-            raise BrokenJson("the file ends in the middle" if cut_off else f"{error.msg}: {there!r}")
+            ends = not there or error.msg.startswith("Unterminated")
+            raise BrokenJson("the file ends in the middle" if ends else f"{error.msg}: {there!r}")
 
     def pairs(self) -> Iterator[str]:
         """Go through an object: its names, one by one. The value of each is to be read before the next is asked for."""
