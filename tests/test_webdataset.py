@@ -157,3 +157,205 @@ def test_names_that_lead_out_of_their_tar(tmp_path: Path) -> None:
     make_tar(tmp_path / "0.tar", {"../../x.png": picture(1), "a/../b.png": picture(2)})
     found = Read(WebDataset(tmp_path))["pictures"]
     assert {row["error"] for row in found.values()} == {"bad_name", None}
+
+
+# -- export ---------------------------------------------------------------------------------------------------
+
+
+def captioned(folder: Path, count: int) -> Dataset:
+    """A dataset of that many pictures with a caption each."""
+    for number, name in enumerate(make_pictures(folder, count)):
+        (folder / name).with_suffix(".txt").write_text(f"number {number}, 猫")
+    dataset = Dataset(folder)
+    dataset.add(Folder(folder))
+    return dataset
+
+
+def write(dataset: Dataset, out: Path, **given: Any) -> Manifest:
+    return export(dataset, WebDatasetExport(**given), out, recipe=find_recipe(dataset, ""))
+
+
+def tars(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))}
+
+
+def read_back(out: Path) -> list[dict[str, Any]]:
+    """The samples as WebDataset's own library gives them."""
+    import webdataset
+
+    urls = [str(path) for path in sorted(out.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+
+
+def test_their_library_and_our_source_read_what_is_exported(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    captioned(photos, 5)
+    (photos / "a trip").mkdir()
+    (photos / "a trip/x.v2 🐈.PNG").write_bytes(picture(77))
+    (photos / "a trip/x.v2 🐈.txt").write_text("two\nlines")
+    dataset = Dataset(photos)
+    dataset.add(Folder(photos))
+    manifest = write(dataset, tmp_path / "out", count=4)
+    assert manifest.counts == {"written": 6, "unchanged": 0, "without_text": 0}
+    assert list(tars(tmp_path / "out")) == ["00000.tar", "00001.tar"]
+    found = read_back(tmp_path / "out")
+    assert [sample["__key__"] for sample in found] == ["a trip/x_v2 🐈", *(f"p{number:04d}" for number in range(5))]
+    assert (found[0]["png"], found[0]["txt"].decode()) == (picture(77), "two\nlines")
+    assert json.loads(found[1]["json"]) == {
+        "key": "p0000.png",
+        "caption": "number 0, 猫",
+        "tags": None,
+        "width": 8,
+        "height": 6,
+    }
+    second = Dataset(tmp_path / "out")
+    second.add(WebDataset(tmp_path / "out"))
+    said = second.sql('select key, text from "captions/webdataset" order by key').fetchall()
+    assert said[0] == ("00000.tar/a trip/x_v2 🐈.png", "two\nlines")
+    assert len(said) == 6
+
+    # And once more, out of the tars.
+    write(second, tmp_path / "again", names="number")
+    assert [sample["png"] for sample in read_back(tmp_path / "again")] == [sample["png"] for sample in found]
+    assert [sample["txt"] for sample in read_back(tmp_path / "again")] == [sample["txt"] for sample in found]
+
+
+def test_the_same_pictures_make_the_same_tars(tmp_path: Path) -> None:
+    write(captioned(tmp_path / "a", 9), tmp_path / "out a", count=4)
+    time.sleep(1.1)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", ignore=shutil.ignore_patterns(".cutline"))
+    again = Dataset(tmp_path / "b")
+    again.add(Folder(tmp_path / "b"))
+    write(again, tmp_path / "out b", count=4)
+    assert tars(tmp_path / "out a") == tars(tmp_path / "out b")
+    with tarfile.open(tmp_path / "out a/00000.tar") as tar:
+        assert {(info.mtime, info.uid, info.gid, info.uname) for info in tar} == {(0, 0, 0, "")}
+
+
+def test_tars_are_closed_by_number_and_by_size(tmp_path: Path) -> None:
+    dataset = captioned(tmp_path / "a", 7)
+    write(dataset, tmp_path / "by count", count=3)
+    assert len(tars(tmp_path / "by count")) == 3
+    write(dataset, tmp_path / "by size", size=3 * 6 * 512)
+    assert [len(read_back_one) for read_back_one in _samples(tmp_path / "by size")] == [3, 3, 1]
+    write(dataset, tmp_path / "tiny", size=1)
+    assert len(tars(tmp_path / "tiny")) == 7
+
+
+def _samples(out: Path) -> list[list[str]]:
+    found = []
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found.append([name for name in tar.getnames() if name.endswith(".txt")])
+    return found
+
+
+def test_only_what_changed_is_written_again(tmp_path: Path) -> None:
+    dataset = captioned(tmp_path / "a", 9)
+    out = tmp_path / "out"
+    write(dataset, out, count=3)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert write(dataset, out, count=3).counts == {"written": 0, "unchanged": 9, "without_text": 0}
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
+
+    (tmp_path / "a/p0004.txt").write_text("another")
+    dataset.add(Folder(tmp_path / "a"))
+    assert write(dataset, out, count=3).counts["written"] == 3
+    changed = {path.name for path in out.iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    assert changed == {"00001.tar", "manifest.json"}
+
+    data = bytearray((out / "00002.tar").read_bytes())
+    data[600] ^= 1
+    (out / "00002.tar").write_bytes(data)
+    assert write(dataset, out, count=3).counts["written"] == 3
+
+    assert write(dataset, out, count=5).counts["written"] == 9
+    assert list(tars(out)) == ["00000.tar", "00001.tar"], "one is left over from before"
+
+
+def test_a_killed_export_leaves_whole_tars_and_goes_on(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number in range(40):
+        (photos / f"{number:02d}.png").write_bytes(picture(number) + os.urandom(1 << 21))
+        (photos / f"{number:02d}.txt").write_text("x")
+    cutline("add", photos)
+    words = ["export", str(photos), "webdataset", str(out), "-o", "count=4"]
+    killed = 0
+    for _ in range(12):
+        before = len(tars(out)) if out.exists() else 0
+        run = subprocess.Popen([*CUTLINE, *words], stdout=subprocess.DEVNULL, env=environment())
+        while run.poll() is None and (len(list(out.glob("*.tar"))) if out.exists() else 0) <= before:
+            time.sleep(0.005)
+        time.sleep(0.01)
+        if run.poll() is None:
+            run.send_signal(signal.SIGKILL)
+            killed += 1
+        run.wait()
+        for path in out.glob("*.tar"):
+            with tarfile.open(path) as tar:
+                assert len(tar.getnames()) == 12, path
+        if len(list(out.glob("*.tar"))) > 6:
+            break
+    assert killed
+    standing = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert len(standing) >= killed
+    cutline(*words)
+    assert leftovers(out) == []
+    assert len(tars(out)) == 10
+    kept = {name for name, mtime in standing.items() if (out / name).stat().st_mtime_ns == mtime}
+    assert kept == set(standing), "what stood was not written again"
+    fresh = tmp_path / "fresh"
+    cutline("export", photos, "webdataset", fresh, "-o", "count=4")
+    assert tars(fresh) == tars(out)
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    dataset = captioned(tmp_path / "a", 6)
+    (tmp_path / "a/p0001.png").unlink()
+    (tmp_path / "a/p0004.png").write_bytes(picture(1000))
+    out = tmp_path / "out"
+    manifest = write(dataset, out, count=3)
+    assert manifest.counts == {"written": 4, "unchanged": 0, "without_text": 0, "vanished": 1, "changed": 1}
+    assert len(read_back(out)) == 4
+    (tmp_path / "a/p0001.png").write_bytes(picture(1))
+    (tmp_path / "a/p0004.png").write_bytes(picture(4))
+    assert write(dataset, out, count=3).counts["written"] == 6
+
+
+def test_names_that_would_collide_are_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "a"
+    dataset = captioned(photos, 0)
+    (photos / "b").mkdir()
+    for number, name in enumerate(("x.v2.png", "x_v2.png", "b/c.png", "b_c.png", "d.png", "d.webp")):
+        (photos / name).write_bytes(picture(number))
+        (photos / name).with_suffix(".txt").write_text("x")
+    dataset.add(Folder(photos))
+    with pytest.raises(CutlineError, match=r"(?s)nothing was written.*  d: d.png, d.webp.*names=number"):
+        write(dataset, tmp_path / "out")
+    with pytest.raises(CutlineError, match=r"  b_c: b/c.png, b_c.png"):
+        write(dataset, tmp_path / "out", names="flat")
+    assert not (tmp_path / "out").exists()
+    assert write(dataset, tmp_path / "out", names="number").counts["written"] == 6
+    assert read_back(tmp_path / "out")[0]["__key__"] == "000000000"
+
+
+def test_tars_of_others_are_never_replaced(tmp_path: Path) -> None:
+    dataset = captioned(tmp_path / "a", 2)
+    make_tar(tmp_path / "out/00000.tar", {})
+    before = tars(tmp_path / "out")
+    with pytest.raises(CutlineError, match="00000.tar"):
+        write(dataset, tmp_path / "out")
+    assert tars(tmp_path / "out") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/manifest.json").write_text('{"start_url": "/"}')
+    with pytest.raises(CutlineError, match="empty folder"):
+        write(dataset, tmp_path / "other")
+
+
+def test_a_recipe_decides_the_text(tmp_path: Path) -> None:
+    dataset = captioned(tmp_path / "a", 1)
+    path = tmp_path / "r.toml"
+    path.write_text('[captions]\nfirst_of = ["captions/sidecar"]\n[text]\norder = ["caption"]\n')
+    export(dataset, WebDatasetExport(), tmp_path / "out", recipe=Recipe.from_toml(path))
+    assert read_back(tmp_path / "out")[0]["txt"].decode() == "number 0, 猫"

@@ -28,6 +28,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "kohya": "cutline.exports.kohya:Kohya",
         "metadata_jsonl": "cutline.exports.metadata_jsonl:MetadataJsonl",
         "sidecar": "cutline.exports.sidecar:Sidecar",
+        "webdataset": "cutline.exports.webdataset:WebDataset",
     },
 }
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
-from cutline.exports.manifest import COLUMNS, Export, Manifest
+from cutline.exports.manifest import COLUMNS, PICTURE, Export, Manifest
 from cutline.exports.writing import make_folder
 from cutline.files import whole_file
 from cutline.options import CutlineError
@@ -53,7 +53,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
         manifest.notes.append(
             f"the {kept.name.partition('-')[2]} that was there is not Cutline's; it is kept as {kept}"
         )
-    if manifest.format != "kohya" and Path(os.path.abspath(out)).is_relative_to(dataset.root):
+    if manifest.format not in ("kohya", "webdataset") and Path(os.path.abspath(out)).is_relative_to(dataset.root):
         manifest.notes.append(
             "these words now lie among the dataset's own files: the next `cutline add` reads them as words of yours"
         )
@@ -90,5 +90,5 @@ def rows(dataset: Dataset, recipe: Recipe) -> Iterator[pa.RecordBatch]:
         paths = pa.array([uri if uri.startswith("/") else root + uri for uri in uris], pa.string())
         text = recipe.compose(batch, seed=0)
         columns = [batch.column(name) for name in ("key", "uri")] + [paths]
-        columns += [batch.column(name) for name in ("width", "height", "orientation")] + [caption, tags, text]
+        columns += [batch.column(name) for name in PICTURE] + [caption, tags, text]
         yield pa.RecordBatch.from_arrays(columns, names=list(COLUMNS))

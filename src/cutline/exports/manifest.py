@@ -9,11 +9,14 @@ from typing import Protocol
 
 import pyarrow as pa
 
-COLUMNS = ("key", "uri", "path", "width", "height", "orientation", "caption", "tags", "text")
+PICTURE = ("width", "height", "orientation", "offset", "size", "mtime_ns", "content")
+"""Columns of the pictures layer that exports are given."""
+
+COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text")
 """What the rows of an export hold.
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; `path` is that file on this
-machine. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing.
+machine, or leads into an archive where there is an `offset`. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing.
 """
 
 
