@@ -535,11 +535,11 @@ def test_detect(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("coco.json", '{"info": {"year": 2017}, "images": []}'), ("list.json", "[]"), ("x.csv", "a,b"), ("y.jsonl", "{}")],
+    [("coco.json", '{"info": {"year": 2017}}'), ("list.json", "[]"), ("x.csv", "a,b"), ("y.jsonl", "{}")],
 )
 def test_detect_says_what_can_be_said(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(CutlineError, match=r"--from folder \| imagefolder \| kohya"):
+    with pytest.raises(CutlineError, match=r"--from coco \| folder \| imagefolder \| kohya"):
         detect(tmp_path / name)
     with pytest.raises(CutlineError, match="there is no"):
         detect(tmp_path / "nothing")

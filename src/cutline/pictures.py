@@ -383,7 +383,8 @@ def _read(path: Path, offset: int | None = None, size: int | None = None) -> tup
         raise _unreachable(path, error) from error
     if len(data) < wanted:
         raise PictureError(
-            "truncated", f"{_name(file)} ends before {_name(path)} does: it was cut off or changed. Run cutline add again"
+            "truncated",
+            f"{_name(file)} ends before {_name(path)} does: it was cut off or changed. Run cutline add again",
         )
     return data, wanted, status.st_mtime_ns
 

@@ -14,6 +14,7 @@ from cutline.options import CutlineError, OptionError
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
+        "coco": "cutline.sources.coco:Coco",
         "folder": "cutline.sources.folder:Folder",
         "imagefolder": "cutline.sources.imagefolder:ImageFolder",
         "kohya": "cutline.sources.kohya:Kohya",

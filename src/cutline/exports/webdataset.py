@@ -125,9 +125,7 @@ class WebDataset:
         if self.names != "number":
             refuse_collisions(
                 lambda: (
-                    (self._name(0, key, uri), key)
-                    for key, uri, text in columns(again(), "key", "uri", "text")
-                    if text
+                    (self._name(0, key, uri), key) for key, uri, text in columns(again(), "key", "uri", "text") if text
                 ),
                 "these pictures would share a name (in a tar, one ends at the first dot)",
                 "Rename one of each, or give them numbers: -o names=number",

@@ -12,6 +12,7 @@ from cutline.formats.entries import opened
 from cutline.options import CutlineError
 from cutline.pictures import EXTENSIONS
 from cutline.registry import names
+from cutline.sources.coco import is_coco
 
 
 def detect(path: Path) -> str:
@@ -31,6 +32,8 @@ def detect(path: Path) -> str:
     if not path.exists():
         raise CutlineError(f"there is no {path}")
     reason = ""
+    if path.suffix.lower() == ".json" and is_coco(path):
+        return "coco"
     try:
         fields = _first_fields(path)
     except CutlineError as error:

@@ -27,7 +27,9 @@ _BATCH = 10_000  # records of a Parquet file
 _LARGEST = 16_000_000
 """Bytes. A larger `.json` is no sample's record."""
 
-_RECORD = frozenset({"caption", "status", "error_message", "key", "width", "height", "original_width", "original_height"})
+_RECORD = frozenset(
+    {"caption", "status", "error_message", "key", "width", "height", "original_width", "original_height"}
+)
 """Fields of img2dataset's records that are read, or that the picture itself says."""
 
 
@@ -109,7 +111,14 @@ class WebDataset:
         return tars
 
     def _read_sample(
-        self, archive: Path, prefix: str, key: str, files: dict[str, Member], mtime_ns: int, handle: IO[bytes], rows: Rows
+        self,
+        archive: Path,
+        prefix: str,
+        key: str,
+        files: dict[str, Member],
+        mtime_ns: int,
+        handle: IO[bytes],
+        rows: Rows,
     ) -> None:
         layer = f"captions/{self.layer}"
         pictures = [name for name in files if f".{name.rpartition('.')[2]}" in EXTENSIONS]
@@ -157,7 +166,9 @@ class WebDataset:
             with pq.ParquetFile(file) as table:
                 if not {"status", "key"} <= set(table.schema_arrow.names):
                     return
-                wanted = [name for name in ("key", "status", "error_message", "url") if name in table.schema_arrow.names]
+                wanted = [
+                    name for name in ("key", "status", "error_message", "url") if name in table.schema_arrow.names
+                ]
                 for batch in table.iter_batches(_BATCH, columns=wanted):
                     for record in batch.to_pylist():
                         error = _failure(record)
