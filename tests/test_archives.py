@@ -55,11 +55,11 @@ def test_only_files_are_members(tmp_path: Path) -> None:
 def test_what_stands_before_the_cut_is_given_out(tmp_path: Path, cut: int) -> None:
     path = make_tar(tmp_path / "x.tar", {"a.png": b"x" * 900, "b.png": b"y" * 900})
     path.write_bytes(path.read_bytes()[:cut])
-    found = []
+    walk = archives.members(path)
+    if cut >= 1536:
+        assert next(walk).name == "a.png"
     with pytest.raises(archives.Damaged, match=r"x\.tar is (cut off|damaged)"):
-        for member in archives.members(path):
-            found.append(member.name)
-    assert found == (["a.png"] if cut >= 1536 else [])
+        next(walk)
 
 
 def test_what_stands_before_garbage_is_given_out(tmp_path: Path) -> None:

@@ -96,12 +96,13 @@ def test_packing_coco_into_tars(tmp_path: Path) -> None:
     photos = tmp_path / "val2017"
     make_pictures(photos, 4)
     cutline("add", photos, path, "-o", f"image_dir={photos}")
+    assert Dataset(photos).sql('select len(texts) from "captions/coco" order by key').fetchall()[0] == (5,)
+    cutline("add", photos, path, "-o", f"image_dir={photos}", "-o", "joined=true")
     cutline("export", photos, "webdataset", tmp_path / "coco_valid")
     import webdataset
 
     found = list(webdataset.WebDataset(str(tmp_path / "coco_valid/00000.tar"), shardshuffle=False))
     assert [sample["__key__"] for sample in found] == ["p0001", "p0002"]
-    assert found[0]["txt"].decode() == "the first"
+    assert found[0]["txt"].decode() == "the first the second the third the fourth the fifth, by its id"
     assert json.loads(found[0]["json"])["key"] == "p0001.png"
     assert found[1]["png"] == (photos / "p0002.png").read_bytes()
-    assert Dataset(photos).sql('select len(texts) from "captions/coco" order by key').fetchall()[0] == (5,)

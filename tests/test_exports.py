@@ -87,12 +87,8 @@ NAMES = list(TEXTS)
 
 
 def plugin_and_out(name: str, folder: Path) -> tuple[Export, Path]:
-    outs = {
-        "kohya": folder / "meta.json",
-        "metadata_jsonl": folder / "metadata.jsonl",
-        "sidecar": folder,
-        "webdataset": folder / "out",
-    }
+    outs = {"kohya": folder / "meta.json", "metadata_jsonl": folder / "metadata.jsonl", "sidecar": folder}
+    outs["webdataset"] = folder / "out"
     return load("exports", name)(), outs[name]
 
 

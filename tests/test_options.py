@@ -134,7 +134,7 @@ def kohya_file(world: World) -> Path:
 
 def coco_file(world: World) -> Path:
     path = world.folder / "captions.json"
-    said = [{"id": 1, "image_id": 7, "caption": "a cat"}]
+    said = [{"id": number, "image_id": 7, "caption": caption} for number, caption in enumerate(("a cat", "on a mat"))]
     path.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": said}))
     return path
 
@@ -184,6 +184,10 @@ PLUGINS: dict[str, Seen] = {
         w.add("coco", path=coco_file(w), image_dir=w.photos).sql("from pictures").count() == 1
     ),
     "sources coco layer": lambda w: "captions/mine" in w.add("coco", path=coco_file(w), layer="mine").layers(),
+    "sources coco joined": lambda w: (
+        w.add("coco", path=coco_file(w), joined=True).sql('select text from "captions/coco"').fetchall()
+        == [("a cat on a mat",)]
+    ),
     "sources webdataset path": lambda w: w.add("webdataset", path=tar_file(w)).sql("from pictures").count() == 1,
     "sources webdataset layer": lambda w: (
         len(words(w.add("webdataset", path=tar_file(w), layer="mine"), "captions/mine")) == 1

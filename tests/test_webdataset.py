@@ -344,7 +344,7 @@ def test_tars_of_others_are_never_replaced(tmp_path: Path) -> None:
     dataset = captioned(tmp_path / "a", 2)
     make_tar(tmp_path / "out/00000.tar", {})
     before = tars(tmp_path / "out")
-    with pytest.raises(CutlineError, match="00000.tar"):
+    with pytest.raises(CutlineError, match=r"00000\.tar"):
         write(dataset, tmp_path / "out")
     assert tars(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
@@ -359,3 +359,16 @@ def test_a_recipe_decides_the_text(tmp_path: Path) -> None:
     path.write_text('[captions]\nfirst_of = ["captions/sidecar"]\n[text]\norder = ["caption"]\n')
     export(dataset, WebDatasetExport(), tmp_path / "out", recipe=Recipe.from_toml(path))
     assert read_back(tmp_path / "out")[0]["txt"].decode() == "number 0, 猫"
+
+
+def test_exports_that_name_files_say_so_of_archives(tmp_path: Path) -> None:
+    from cutline.exports.kohya import Kohya
+    from cutline.exports.metadata_jsonl import MetadataJsonl
+
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"a cat"})
+    dataset = Dataset(tmp_path)
+    dataset.add(WebDataset(tmp_path))
+    with pytest.raises(CutlineError, match="Export webdataset"):
+        export(dataset, MetadataJsonl(pictures="copy"), tmp_path / "out", recipe=find_recipe(dataset, ""))
+    manifest = export(dataset, Kohya(), tmp_path / "m.json", recipe=find_recipe(dataset, ""))
+    assert "1 of these pictures are inside archives" in manifest.notes[0]

@@ -115,7 +115,7 @@ def add(
     from cutline.dataset import KeyRule
 
     if rule is not None or not dataset.exists:
-        dataset.create(rule or getattr(source, "rule", KeyRule()))
+        dataset.create(rule if rule is not None else getattr(source, "rule", KeyRule()))
     with _stage(dataset.home / "tmp") as folder:
         notes = _read(dataset, source, folder)
         return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)

@@ -41,16 +41,21 @@ class Kohya:
 
         sha256, changed, diff = write_file(out, produce, dry_run=dry_run)
         counts["written" if changed else "unchanged"] = counts.pop("entries", 0)
-        return Manifest("kohya", out, dict(counts), sha256, diff)
+        notes = []
+        if archived := counts.pop("archived", 0):
+            notes.append(f"{archived:,} of these pictures are inside archives, where no trainer of kohya's finds them")
+        return Manifest("kohya", out, dict(counts), sha256, diff, notes)
 
     def _entries(self, rows: Iterator[pa.RecordBatch], counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         users: dict[str, list[str]] = {}
-        names = ("uri", "caption", "tags", "width", "height", "orientation")
-        for uri, caption, tags, width, height, orientation in columns(rows, *names):
+        names = ("uri", "offset", "caption", "tags", "width", "height", "orientation")
+        for uri, offset, caption, tags, width, height, orientation in columns(rows, *names):
             if not caption and not tags:
                 counts["without_text"] += 1
                 continue
             counts["entries"] += 1
+            if offset is not None:
+                counts["archived"] += 1
             name = uri
             if self.legacy:
                 name = os.path.splitext(PurePosixPath(uri).name)[0]

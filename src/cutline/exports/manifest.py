@@ -16,7 +16,8 @@ COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text")
 """What the rows of an export hold.
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; `path` is that file on this
-machine, or leads into an archive where there is an `offset`. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing.
+machine, or leads into an archive where there is an `offset`. `caption`, `tags` and `text` are what the recipe makes,
+null where it makes nothing.
 """
 
 

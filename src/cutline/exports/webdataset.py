@@ -60,7 +60,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class WebDataset:
-    """Tars `00000.tar` … of every picture that has a text: its own bytes, a `.txt` with the text, a `.json` with the rest.
+    """Tars `00000.tar` … of every picture that has a text: its own bytes, the text as `.txt`, the rest as `.json`.
 
     The same pictures and texts always make the same tars, bit for bit. `manifest.json` beside them says what each
     holds; by it an export that was interrupted goes on where it stopped.
@@ -70,7 +70,7 @@ class WebDataset:
     size: int = option(1 << 30, "bytes in one tar, at most; a picture that is larger has a tar of its own")
     names: Literal["path", "flat", "number"] = option(
         "path",
-        "what samples are called: by their path, with folders; flat, with _ for each slash; or number, in order of keys",
+        "what samples are called: path, with folders; flat, with _ for each slash; number, counted in order of keys",
     )
 
     def __post_init__(self) -> None:
@@ -231,7 +231,7 @@ def _stands(path: Path, entry: dict[str, Any]) -> bool:
         if path.stat().st_size != entry["size"]:
             return False
         with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest() == entry["sha256"]
+            return hashlib.file_digest(handle, "sha256").hexdigest() == str(entry["sha256"])
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -36,6 +36,7 @@ class Coco:
     path: Path = option(help="the JSON file")
     image_dir: Path | None = option(None, "the folder that its file names are relative to; its pictures are added too")
     layer: str = option("coco", "the words go to captions/<layer>")
+    joined: bool = option(False, "make one text of a picture's captions, as trainers of label predictors read them")
 
     @property
     def base(self) -> Path | None:
@@ -54,16 +55,22 @@ class Coco:
             yield from rows.full()
         table = said.sort_by([("image", "ascending"), ("id", "ascending"), ("line", "ascending")])
         lines = (line for batch in table.select(["image", "caption"]).to_batches(_BATCH) for line in batch.to_pylist())
-        for image, captions in itertools.groupby(lines, key=lambda line: line["image"]):
+        for image, captions in itertools.groupby(lines, key=lambda line: str(line["image"])):
             found = [json.loads(line["caption"]) for line in captions]
-            if (name := names.pop(image, None)) is None:
+            about = names.pop(image, None)
+            if about is None:
                 rows.note("caption about an image that the file does not list", len(found))
             else:
-                rows.caption(layer, name, [text for one in found for text in (texts(one) or [Text()])])
+                self._caption(layer, about, [text for one in found for text in (texts(one) or [Text()])], rows)
             yield from rows.full()
         if names:
             rows.note("image without a caption", len(names))
         yield from rows.rest()
+
+    def _caption(self, layer: str, name: str, found: list[Text], rows: Rows) -> None:
+        if self.joined and not any(text.error for text in found):
+            found = [Text(" ".join(text.text for text in found if text.text) or None)]
+        rows.caption(layer, name, found)
 
     def _load(self, rows: Rows) -> tuple[dict[str, str], pa.Table]:
         """Names of pictures by the ids of images, and all captions. Either section may come first."""

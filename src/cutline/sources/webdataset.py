@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from cutline import archives
 from cutline.archives import Damaged, Member
@@ -31,6 +31,16 @@ _RECORD = frozenset(
     {"caption", "status", "error_message", "key", "width", "height", "original_width", "original_height"}
 )
 """Fields of img2dataset's records that are read, or that the picture itself says."""
+
+
+class _Tar(NamedTuple):
+    """A tar that is being read."""
+
+    path: Path
+    prefix: str
+    """What names of pictures in it begin with."""
+    mtime_ns: int
+    handle: IO[bytes]
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class WebDataset:
                 with archive.open("rb") as handle:
                     for key, files in samples(archives.members(archive)):
                         there.add(key)
-                        self._read_sample(archive, prefix, key, files, mtime_ns, handle, rows)
+                        self._read_sample(_Tar(archive, prefix, mtime_ns, handle), key, files, rows)
                         yield from rows.full()
             except (Damaged, OSError) as error:
                 reason = error if isinstance(error, Damaged) else f"{archive}: {error.strerror}"
@@ -110,17 +120,9 @@ class WebDataset:
             raise CutlineError(f"there is no .tar in {path}" if path.is_dir() else f"there is no tar {path}")
         return tars
 
-    def _read_sample(
-        self,
-        archive: Path,
-        prefix: str,
-        key: str,
-        files: dict[str, Member],
-        mtime_ns: int,
-        handle: IO[bytes],
-        rows: Rows,
-    ) -> None:
+    def _read_sample(self, tar: _Tar, key: str, files: dict[str, Member], rows: Rows) -> None:
         layer = f"captions/{self.layer}"
+        archive, prefix, mtime_ns, handle = tar
         pictures = [name for name in files if f".{name.rpartition('.')[2]}" in EXTENSIONS]
         pictures.sort(key=lambda name: "." in name)  # a mask `seg.png` is not the picture where there is a `jpg`
         pictures += [name for name in files if f".{name}" in FOREIGN]
@@ -129,8 +131,8 @@ class WebDataset:
         if "json" in files:
             record = _record(_bytes(handle, files["json"], _LARGEST), rows)
         if not pictures:
-            if (error := _failure(record)) is not None:
-                rows.picture(name, _uri(archive, name, prefix), None, None, *error)
+            if (failure := _failure(record)) is not None:
+                rows.picture(name, _uri(archive, name, prefix), None, None, *failure)
             else:
                 rows.note("sample without a picture")
             return
@@ -166,9 +168,7 @@ class WebDataset:
             with pq.ParquetFile(file) as table:
                 if not {"status", "key"} <= set(table.schema_arrow.names):
                     return
-                wanted = [
-                    name for name in ("key", "status", "error_message", "url") if name in table.schema_arrow.names
-                ]
+                wanted = ["key", "status", *{"error_message", "url"}.intersection(table.schema_arrow.names)]
                 for batch in table.iter_batches(_BATCH, columns=wanted):
                     for record in batch.to_pylist():
                         error = _failure(record)
