@@ -15,7 +15,7 @@ from cutline.dataset import Dataset
 from cutline.pictures import Picture, PictureError, inspect
 from cutline.sources.folder import Folder
 from cutline.sources.webdataset import WebDataset
-from running import captions, cutline, echo, picture, sha256
+from running import captions, cutline, echo, picture
 
 
 def make_tar(path: Path, files: Mapping[str, bytes], *, kind: int = tarfile.PAX_FORMAT) -> Path:
@@ -117,7 +117,8 @@ def test_members_come_and_go_with_their_tars(tmp_path: Path) -> None:
     make_tar(shards / "0.tar", {f"{n}.png": picture(n) for n in range(4)})
     make_tar(shards / "1.tar", {f"{n}.png": picture(n) for n in range(4, 9)})
     (tmp_path / "loose.png").write_bytes(picture(99))
-    dataset.add(Folder(tmp_path))
+    notes = dataset.add(Folder(tmp_path)).notes
+    assert notes == {"tar, whose pictures are not read: add it, or a folder of tars, by its own name": 2}
     assert dataset.add(WebDataset(shards)).added == 9
     assert readable(dataset)[:2] == ["loose.png", "shards/0.tar/0.png"]
     assert dataset.picture("shards/1.tar/5.png").read() == picture(5)
@@ -165,4 +166,3 @@ def test_the_command_line_knows_tars(tmp_path: Path) -> None:
     assert "(webdataset)" in cutline("add", tmp_path, tmp_path / "shards/0.tar").stdout
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
     assert "gunzip" in cutline("add", tmp_path, tmp_path / "x.tar.gz", code=1).stderr
-    assert sha256(tmp_path / "shards/0.tar")

@@ -88,6 +88,12 @@ def test_answers_that_were_found_bad(tmp_path: Path) -> None:
     assert found.notes == {"empty caption": 1}
 
 
+def test_a_field_that_is_no_unicode_is_noted_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text('{"7": {"caption": "x", "\\ud800y": 1}}')
+    assert Read(Kohya(path)).notes == {"field not read: \\ud800y": 1}
+
+
 def test_entries_become_posts_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "meta_cap_dd.json", {"7": {"tags": "1girl"}, "danbooru/8": {"tags": "solo"}})
     assert not Read(Kohya(path))["pictures"]
