@@ -7,15 +7,10 @@ original. Only LF, CR LF and CR end a line: U+2028, U+0085 and their like are ch
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 LARGEST = 16_000_000
 """Bytes. A larger file is no caption."""
-
-
-_LONE = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,10 @@ def is_clean(raw: str) -> bool:
     """Whether a text is quickly seen to be one that `clean` leaves as it is."""
     if not raw or raw.strip() != raw or "\0" in raw or "\r" in raw or raw[0] == "\ufeff":
         return False
-    return raw.isascii() or not _LONE.search(raw)
+    try:
+        return raw.isascii() or bool(raw.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def clean(raw: str) -> Text:
