@@ -74,14 +74,18 @@ def test_samples_and_their_words(tmp_path: Path) -> None:
         "0.tar/film.mp4": "unsupported",
         "0.tar/f": "download_failed",
     }
-    assert found.texts("captions/webdataset") == {"0.tar/a.jpg": ["from txt"], "0.tar/sub/b.png": ["one", "two"]}
+    assert found.texts("captions/webdataset") == {
+        "0.tar/a.jpg": ["from txt"],
+        "0.tar/sub/b.png": ["one", "two"],
+        "0.tar/c": ["without a picture"],
+    }
     assert found.notes == {
         "field not read: url": 1,
         "file not read: .cls": 1,
         "file not read: .seg.png": 1,
         "json that cannot be read": 1,
         "json that is no object": 1,
-        "sample without a picture": 1,
+        "sample without a picture, whose words are about one of that name": 1,
     }
 
 
@@ -151,6 +155,19 @@ def test_two_shards_with_one_sample_under_the_rule_stem(tmp_path: Path) -> None:
     assert report.reasons == {"duplicate_key": 1}
     ((detail,),) = dataset.sql("select detail from pictures").fetchall()
     assert json.loads(detail) == ["0.tar/same.png", "1.tar/same.png"]
+
+
+def test_tars_of_words_alone_match_pictures_by_their_stem(tmp_path: Path) -> None:
+    """Some pack only the captions of millions of pictures, by their ids."""
+    from cutline.dataset import KeyRule
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/7001.png").write_bytes(picture(1))
+    dataset = Dataset(tmp_path / "photos")
+    dataset.add(Folder(tmp_path / "photos"), rule=KeyRule("stem"))
+    dataset.add(WebDataset(make_tar(tmp_path / "0001.tar", {"7001.caption": b"a cat", "8001.caption": b"unknown"})))
+    said = 'select key, text from "captions/webdataset" join pictures using (key)'
+    assert dataset.sql(said).fetchall() == [("7001", "a cat")]
 
 
 def test_names_that_lead_out_of_their_tar(tmp_path: Path) -> None:

@@ -121,7 +121,6 @@ class WebDataset:
         return tars
 
     def _read_sample(self, tar: _Tar, key: str, files: dict[str, Member], rows: Rows) -> None:
-        layer = f"captions/{self.layer}"
         archive, prefix, mtime_ns, handle = tar
         pictures = [name for name in files if f".{name.rpartition('.')[2]}" in EXTENSIONS]
         pictures.sort(key=lambda name: "." in name)  # a mask `seg.png` is not the picture where there is a `jpg`
@@ -134,7 +133,8 @@ class WebDataset:
             if (failure := _failure(record)) is not None:
                 rows.picture(name, _uri(archive, name, prefix), None, None, *failure)
             else:
-                rows.note("sample without a picture")
+                rows.note("sample without a picture, whose words are about one of that name")
+                self._read_words(name, handle, files, record, rows)
             return
         member = files[pictures[0]]
         name = posixpath.normpath(prefix + member.name)
@@ -145,16 +145,24 @@ class WebDataset:
             error, detail = "unsupported", f"Cutline does not read .{pictures[0]} files"
         name = printable(name)
         rows.picture(name, _uri(archive, name, prefix), member.size, mtime_ns, error, detail, offset=member.offset)
-        words = next((kind for kind in ("txt", "caption") if kind in files), "")
-        if words:
-            rows.caption(layer, name, [sidecar.read(_bytes(handle, files[words], sidecar.LARGEST))])
-        elif record.get("caption") is not None:
-            rows.caption(layer, name, texts(record["caption"]))
+        words = self._read_words(name, handle, files, record, rows)
         for other in files:
             if other not in (pictures[0], words, "json"):
                 rows.note(f"file not read: .{printable(other)}")
         for field in record.keys() - _RECORD:
             rows.note(f"field not read: {field}")
+
+    def _read_words(
+        self, name: str, handle: IO[bytes], files: dict[str, Member], record: Mapping[str, Any], rows: Rows
+    ) -> str:
+        """Add a sample's caption; the extension of the file that it stood in."""
+        layer = f"captions/{self.layer}"
+        words = next((kind for kind in ("txt", "caption") if kind in files), "")
+        if words:
+            rows.caption(layer, name, [sidecar.read(_bytes(handle, files[words], sidecar.LARGEST))])
+        elif record.get("caption") is not None:
+            rows.caption(layer, name, texts(record["caption"]))
+        return words
 
     def _read_failures(self, archive: Path, prefix: str, there: set[str], rows: Rows) -> Iterator[Found]:
         """What img2dataset's Parquet file beside a tar says of samples that are not in it."""
