@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cutline.exports.kohya import Kohya
-from cutline.exports.manifest import COLUMNS, Export, Manifest
+from cutline.exports.manifest import COLUMNS, PICTURE, Export, Manifest
 from cutline.exports.metadata_jsonl import MetadataJsonl
 from cutline.exports.sidecar import Sidecar
 from cutline.formats import sidecar as sidecar_format
@@ -29,7 +29,7 @@ from trainers import kohya_loads
 
 SCHEMA = pa.schema(
     [
-        (name, pa.int32() if name in ("width", "height", "orientation", "train_height") else pa.string())
+        (name, pa.int64() if name in (*PICTURE[:-1], "train_height") else pa.string())
         for name in COLUMNS
         if name != "train_width"
     ]
@@ -93,6 +93,7 @@ NAMES = list(TEXTS)
 
 def plugin_and_out(name: str, folder: Path) -> tuple[Export, Path]:
     outs = {"kohya": folder / "meta.json", "metadata_jsonl": folder / "metadata.jsonl", "sidecar": folder}
+    outs["webdataset"] = folder / "out"
     return load("exports", name)(), outs[name]
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,10 +120,30 @@ def words(dataset: Dataset, layer: str) -> list[Any]:
     )
 
 
+def found(world: World, source: str, layer: str, **given: Any) -> list[Any]:
+    """The rows of a layer as a source finds them."""
+    plugin = options.fill(registry.load("sources", source), {"path": world.photos, **given})
+    return [row for found in plugin.read() if found.layer == layer for row in found.batch.to_pylist()]
+
+
 def kohya_file(world: World) -> Path:
     path = world.folder / "meta.json"
     path.write_text(json.dumps({"a.png": {"caption": "a cat"}, "trip/c.png": {"tags": "one, two"}}))
     return path
+
+
+def coco_file(world: World) -> Path:
+    path = world.folder / "captions.json"
+    said = [{"id": number, "image_id": 7, "caption": caption} for number, caption in enumerate(("a cat", "on a mat"))]
+    path.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": said}))
+    return path
+
+
+def tar_file(world: World) -> Path:
+    with tarfile.open(world.folder / "0.tar", "w") as tar:
+        for ending in ("png", "txt"):
+            tar.add(world.photos / f"a.{ending}", f"a.{ending}")
+    return world.folder / "0.tar"
 
 
 def imagefolder(world: World) -> Path:
@@ -189,6 +210,36 @@ PLUGINS: dict[str, Seen] = {
         w.add("kohya", path=kohya_file(w), image_dir=w.photos).sql("from pictures").count() == 2
     ),
     "sources kohya layer": lambda w: "tags/mine" in w.add("kohya", path=kohya_file(w), layer="mine").layers(),
+    "sources kohya posts": lambda w: (
+        len(found(w, "kohya", "pictures", path=kohya_file(w), posts=True)) == 2
+        and not found(w, "kohya", "pictures", path=kohya_file(w))
+    ),
+    "sources kohya rejected": lambda w: (
+        w.add("kohya", path=kohya_file(w), rejected=True).sql('select verdict from "captions/kohya"').fetchall()
+        == [("rejected",)]
+    ),
+    "sources kohya latents": lambda w: (
+        (w.photos / "a.npz").write_bytes(b"x") > 0
+        and len(words(w.add("kohya", path=kohya_file(w), latents=w.photos), "latents/kohya")) == 1
+    ),
+    "sources coco path": lambda w: len(words(w.add("coco", path=coco_file(w)), "captions/coco")) == 1,
+    "sources coco image_dir": lambda w: (
+        w.add("coco", path=coco_file(w), image_dir=w.photos).sql("from pictures").count() == 1
+    ),
+    "sources coco layer": lambda w: "captions/mine" in w.add("coco", path=coco_file(w), layer="mine").layers(),
+    "sources coco joined": lambda w: (
+        w.add("coco", path=coco_file(w), joined=True).sql('select text from "captions/coco"').fetchall()
+        == [("a cat on a mat",)]
+    ),
+    "sources webdataset path": lambda w: w.add("webdataset", path=tar_file(w)).sql("from pictures").count() == 1,
+    "sources webdataset layer": lambda w: (
+        len(words(w.add("webdataset", path=tar_file(w), layer="mine"), "captions/mine")) == 1
+    ),
+    "exports webdataset count": lambda w: len(list(w.export("webdataset", "out", count=3).glob("*.tar"))) == 2,
+    "exports webdataset size": lambda w: len(list(w.export("webdataset", "out", size=4096).glob("*.tar"))) == 4,
+    "exports webdataset names": lambda w: (
+        b"trip_c.png" in (w.export("webdataset", "out", names="flat") / "00000.tar").read_bytes()
+    ),
     "exports sidecar extension": lambda w: (w.export("sidecar", "out", extension="caption") / "a.caption").exists(),
     "exports sidecar mode": lambda w: (
         (

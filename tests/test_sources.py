@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections import Counter
@@ -18,8 +19,7 @@ from PIL import Image
 
 from cutline import schemas, tags
 from cutline.dataset import Source
-from cutline.formats import kohya as kohya_format
-from cutline.formats import sidecar
+from cutline.formats import sidecar, stream
 from cutline.options import CutlineError, OptionError, fill
 from cutline.sources.detect import detect
 from cutline.sources.folder import Folder
@@ -151,6 +151,7 @@ def test_folder_keeps_every_name(tmp_path: Path) -> None:
     status = (tmp_path / "trip/a.jpg").stat()
     assert row == {
         "uri": f"{tmp_path}/trip/a.jpg",
+        "offset": None,
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "error": None,
@@ -438,7 +439,6 @@ def test_kohya_metadata(tmp_path: Path, suffix: str) -> None:
         "entry without words": 1,
         "empty tags": 1,
         "field not read: image_size": 1,
-        "field not read: train_resolution": 1,
         "entry whose picture is not there": 5,
         "entry named without a picture's extension, so not looked for": 1,
     }
@@ -502,25 +502,17 @@ def test_batches_are_bounded(tmp_path: Path) -> None:
     ascii_only=st.booleans(),
     chunk=st.integers(1, 40),
 )
-def test_lone_surrogates_never_become_question_marks(values: dict[str, str], ascii_only: bool, chunk: int) -> None:
-    import io
-
-    from cutline.formats.kohya import _Marked
-
+def test_an_object_comes_in_whole_wherever_it_is_cut(values: dict[str, str], ascii_only: bool, chunk: int) -> None:
     text = json.dumps(values)
     if not ascii_only:
         text = text.replace("\\\\", "\\u005c").replace("\\ud83d\\udc08", "🐈")
-    size, kohya_format._CHUNK = kohya_format._CHUNK, chunk
+    size, stream._CHUNK = stream._CHUNK, chunk
     try:
-        marked = _Marked(io.BytesIO(text.encode()))
-        data = b"".join(iter(lambda: marked.read(chunk), b""))
+        reader = stream.Stream(io.BytesIO(text.encode()))
+        assert [(name, reader.value()) for name in reader.pairs()] == list(json.loads(text).items())
+        reader.end()
     finally:
-        kohya_format._CHUNK = size
-    wanted = json.loads(text)
-    got = json.loads(data)
-    assert [as_marked(item) for pair in wanted.items() for item in pair] == [
-        item for pair in got.items() for item in pair
-    ]
+        stream._CHUNK = size
 
 
 def as_marked(text: str) -> str:
@@ -543,11 +535,11 @@ def test_detect(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("coco.json", '{"info": {"year": 2017}, "images": []}'), ("list.json", "[]"), ("x.csv", "a,b"), ("y.jsonl", "{}")],
+    [("coco.json", '{"info": {"year": 2017}}'), ("list.json", "[]"), ("x.csv", "a,b"), ("y.jsonl", "{}")],
 )
 def test_detect_says_what_can_be_said(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(CutlineError, match=r"--from .*folder \| imagefolder \| kohya"):
+    with pytest.raises(CutlineError, match=r"--from booru \| coco \| folder \| imagefolder \| kohya"):
         detect(tmp_path / name)
     with pytest.raises(CutlineError, match="there is no"):
         detect(tmp_path / "nothing")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cutline import archives
 from cutline.options import CutlineError
 
 if TYPE_CHECKING:  # Pillow and its formats take 60 ms to import, and most commands never open a picture
@@ -108,7 +109,10 @@ class Picture:
     path: Path
     size: int | None = None
     mtime_ns: int | None = None
+    """Of the file; of a picture in an archive that of the archive."""
     content: str | None = None
+    offset: int | None = None
+    """Where its bytes begin in the archive that `path` leads into; none for a file of its own."""
 
     def read(self, *, verify: bool = False) -> bytes:
         """Return the bytes of the file.
@@ -116,11 +120,11 @@ class Picture:
         A file that is not of the size and time known may have changed, and is hashed; `verify` hashes it in any case
         where `content` is known. Words made of other bytes would be filed under the wrong content.
         """
-        data, status = _read(self.path)
+        data, size, mtime_ns = _read(self.path, self.offset, self.size)
         if not data:
             raise PictureError("empty", f"{_name(self.path)} is empty (0 bytes)")
         known = self.size is not None and self.mtime_ns is not None
-        if known and (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+        if known and (size, mtime_ns) != (self.size, self.mtime_ns):
             verify = True
         elif self.content is None:
             verify = False  # nothing to hold it against
@@ -148,19 +152,19 @@ class Inspection:
     detail: str | None = None
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, offset: int | None = None, size: int | None = None) -> Inspection:
     """Read a file once, hash it and see whether all of it decodes. Bad files do not raise: `error` says what is wrong.
 
-    Files with a suffix in `FOREIGN` are not opened, since films are large: they have no `content`.
+    Files with a suffix in `FOREIGN` are not opened, since films are large: they have no `content`. With `offset` and
+    `size`, it is a picture in an archive.
     """
-    content = size = mtime_ns = None
+    content = mtime_ns = None
     try:
         if path.suffix.lower() in FOREIGN:
-            status = _stat(path)
-            size, mtime_ns = status.st_size, status.st_mtime_ns
+            status = _stat(path if offset is None else _archive(path))
+            size, mtime_ns = status.st_size if offset is None else size, status.st_mtime_ns
             raise PictureError("unsupported", f"{_name(path)}: {path.suffix.lower()} files are not read")
-        data, status = _read(path)
-        size, mtime_ns = status.st_size, status.st_mtime_ns
+        data, size, mtime_ns = _read(path, offset, size)
         content = hashlib.sha256(data).hexdigest()
         width, height, kind, orientation = _verify(data, _name(path))
     except PictureError as error:
@@ -359,18 +363,38 @@ def _flatten(image: Image.Image, background: tuple[int, int, int] | None) -> Ima
     return image
 
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file and the state it was in when they were read."""
-    status = _stat(path)
+def _read(path: Path, offset: int | None = None, size: int | None = None) -> tuple[bytes, int, int]:
+    """The bytes of a file or of a picture in an archive, their number, and the file's time when they were read."""
+    file = path if offset is None else _archive(path)
+    status = _stat(file)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise PictureError("not_an_image", f"{_name(path)} is not a file")
-    if status.st_size > MAX_BYTES:
-        raise PictureError("too_large", f"{_name(path)} has {status.st_size} bytes; the limit is {MAX_BYTES}")
+    wanted = status.st_size if offset is None else size or 0
+    if wanted > MAX_BYTES:
+        raise PictureError("too_large", f"{_name(path)} has {wanted} bytes; the limit is {MAX_BYTES}")
     try:
-        with path.open("rb") as file:
-            return file.read(), os.fstat(file.fileno())
+        with file.open("rb") as handle:
+            if offset is None:
+                data, status = handle.read(), os.fstat(handle.fileno())
+                return data, status.st_size, status.st_mtime_ns
+            handle.seek(offset)
+            data, status = handle.read(wanted), os.fstat(handle.fileno())
     except OSError as error:
         raise _unreachable(path, error) from error
+    if len(data) < wanted:
+        raise PictureError(
+            "truncated",
+            f"{_name(file)} ends before {_name(path)} does: it was cut off or changed. Run cutline add again",
+        )
+    return data, wanted, status.st_mtime_ns
+
+
+def _archive(path: Path) -> Path:
+    """The archive that a picture is in."""
+    archive = archives.holding(path)
+    if archive is None:
+        raise PictureError("vanished", f"the archive of {_name(path)} is not there any more")
+    return archive
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -15,9 +15,11 @@ from cutline.options import CutlineError, OptionError
 _BUILT_IN: dict[str, dict[str, str]] = {
     "sources": {
         "booru": "cutline.sources.booru:Booru",
+        "coco": "cutline.sources.coco:Coco",
         "folder": "cutline.sources.folder:Folder",
         "imagefolder": "cutline.sources.imagefolder:ImageFolder",
         "kohya": "cutline.sources.kohya:Kohya",
+        "webdataset": "cutline.sources.webdataset:WebDataset",
     },
     "annotators": {
         "blip": "cutline.annotators.blip:Blip",
@@ -28,6 +30,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "kohya": "cutline.exports.kohya:Kohya",
         "metadata_jsonl": "cutline.exports.metadata_jsonl:MetadataJsonl",
         "sidecar": "cutline.exports.sidecar:Sidecar",
+        "webdataset": "cutline.exports.webdataset:WebDataset",
     },
 }
 

@@ -35,6 +35,23 @@ def split(text: str) -> list[str]:
     return [tag for piece in text.replace("\n", ",").split(",") if (tag := piece.strip())]
 
 
+def tidied(text: str) -> str:
+    """The tags of a comma-separated text in one text, with `, ` between them and nowhere else."""
+    if (
+        text.isascii()
+        and text.count(",") == text.count(", ")
+        and "  " not in text
+        and " ," not in text
+        and len(text.splitlines()) == 1
+        and "\t" not in text
+        and "\x1f" not in text
+        and text[0] not in " ,"
+        and text[-1] not in " ,"
+    ):
+        return text  # it is so already, as most are
+    return ", ".join(split(text))
+
+
 def spaced(tags: pa.StringArray) -> pa.StringArray:
     """Write `_` as a space, except in `EMOTICONS`: `long_hair` becomes `long hair`, `^_^` stays."""
     faces = pc.is_in(pc.ascii_lower(tags), value_set=pa.array(sorted(EMOTICONS)))

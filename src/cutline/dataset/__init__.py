@@ -54,7 +54,8 @@ class Source(Protocol):
 
     Where it has a `covers: Path`, it lists every picture below that folder: what is gone from there has vanished, and
     a listed picture without words has lost those it had from this source. Where it has a `rule: KeyRule`, that is the
-    key rule of a dataset that it is the first to fill, unless the user gives another.
+    key rule of a dataset that it is the first to fill, unless the user gives another. Where its `archived: bool` is
+    true, what it lists is the pictures in the archives there, and not the files beside them.
     """
 
     def read(self) -> Iterator[Found]:
@@ -242,13 +243,14 @@ class Dataset:
 
     def picture(self, key: str) -> Picture:
         """One picture's bytes. Raises CutlineError where no picture has that key."""
-        found = self.sql(f"select uri, size, mtime_ns, content from pictures where key = {quote(key)}").fetchone()
+        known = 'uri, size, mtime_ns, content, "offset"'
+        found = self.sql(f"select {known} from pictures where key = {quote(key)}").fetchone()
         if found is None:
             raise CutlineError(
                 f"no picture of {self.root} has the key {key!r}. Keys: cutline sql {self.root} 'from pictures'"
             )
-        uri, size, mtime_ns, content = found
-        return Picture(self.path(uri), size=size, mtime_ns=mtime_ns, content=content)
+        uri, size, mtime_ns, content, offset = found
+        return Picture(self.path(uri), size=size, mtime_ns=mtime_ns, content=content, offset=offset)
 
     def add(
         self,

@@ -28,7 +28,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cutline import pictures, schemas
+from cutline import archives, pictures, schemas
 from cutline.dataset.cuts import PICTURES_PER_CUT, bounds_sql, read_cuts, refine, write_cut
 from cutline.dataset.query import started
 from cutline.files import storage_error
@@ -224,6 +224,7 @@ class _Adding:
         self.dataset = dataset
         self.covers: Path | None = getattr(source, "covers", None)
         self.base: Path | None = getattr(source, "base", self.covers)
+        self.archived: bool = getattr(source, "archived", False)
         self.staged = {pq.read_schema(path).metadata[b"layer"].decode(): path for path in folder.glob("*.parquet")}
         self.notes = notes
         self.report = Report()
@@ -278,7 +279,9 @@ class _Adding:
         for key, uri, other, error, detail in others:
             before = json.loads(detail) if error == "duplicate_key" else [other]
             still = {
-                one for one in before if one in listed or (not self._covered(one) and self.dataset.path(one).exists())
+                one
+                for one in before
+                if one in listed or (not self._covered(one) and not self._is_lost(self.dataset.path(one)))
             }
             if still - {uri}:
                 rivals.setdefault(key, {uri}).update(still)
@@ -303,11 +306,19 @@ class _Adding:
                     )
 
     def _covered(self, uri: str) -> bool:
-        return self.covers is not None and self.dataset.path(uri).is_relative_to(self.covers.absolute())
+        path = self.dataset.path(uri)
+        below = self.covers is not None and path.is_relative_to(self.covers.absolute())
+        return below and (archives.holding(path) is not None) == self.archived
+
+    def _is_lost(self, path: Path) -> bool:
+        """Whether a picture that the source did not list is gone; one in an archive, if it lists what is in those."""
+        archive = archives.holding(path)
+        return _is_gone(path) if archive is None else self.archived and os.access(archive, os.R_OK)
 
     def _inspect_all(self, allow_vanish: bool, progress: Progress | None) -> None:
         same = """known.uri = found.uri and known.size is not distinct from found.size
             and known.mtime_ns is not distinct from found.mtime_ns
+            and known."offset" is not distinct from found."offset"
             and (known.error is null or known.error not in ('vanished', 'permission', 'duplicate_key', 'bad_name'))
             and (found.content is null or found.content = known.content)
             and (found.error is null or found.error = known.error)
@@ -397,8 +408,9 @@ class _Adding:
             seen.update(
                 error="no_key", detail=f"the key rule {self.dataset.key_rule.rule} does not match {row['name']}"
             )
-        elif row["error"] is None and row["content"] is None:
-            found = pictures.inspect(self.dataset.path(row["uri"]))
+        elif row["error"] is None and row["content"] is None and row["uri"] is not None:
+            inside = () if row["offset"] is None else (row["offset"], row["size"])
+            found = pictures.inspect(self.dataset.path(row["uri"]), *inside)
             seen.update(asdict(found))
         seen["deleted"] = seen["error"] is not None or None
         return seen
@@ -444,7 +456,7 @@ class _Adding:
 
     def _came_from(self, origin: _Origin, row: dict[str, Any]) -> bool:
         """Whether a found picture was moved from there, and is no copy of what still is there."""
-        gone = origin.listed or not origin.present or _is_gone(self.dataset.path(origin.uri))
+        gone = origin.listed or not origin.present or self._is_lost(self.dataset.path(origin.uri))
         return gone and origin.key != row["key"]
 
     def _carry_all(self, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str]) -> None:
@@ -509,13 +521,14 @@ class _Adding:
     def _scope(self) -> str:
         assert self.covers is not None
         folder = self.covers.absolute()
+        kind = f"""(known."offset" is not null) = {self.archived}"""
         if folder == self.dataset.root:
-            return "not starts_with(known.uri, '/')"
+            return f"not starts_with(known.uri, '/') and {kind}"
         if folder.is_relative_to(self.dataset.root):
             folder_uri = folder.relative_to(self.dataset.root).as_posix() + "/"
         else:
             folder_uri = folder.as_posix() + "/"
-        return f"starts_with(known.uri, {quote(folder_uri)})"
+        return f"starts_with(known.uri, {quote(folder_uri)}) and {kind}"
 
     def _refuse_early(self, new: int, allow_vanish: bool) -> None:
         """Refuse before anything is written, where not even all new files could be the ones that are gone."""
@@ -534,7 +547,7 @@ class _Adding:
 
     def _vanish(self, allow_vanish: bool) -> None:
         listed = self.con.sql(f"from ({self._gone_sql()})").fetchall()
-        gone = [entry for entry in listed if _is_gone(self.dataset.path(entry[1]))]
+        gone = [entry for entry in listed if self._is_lost(self.dataset.path(entry[1]))]
         self._refuse(sum(error is None and key not in self.moved_from for key, _, error in gone), allow_vanish)
         if not gone:
             return

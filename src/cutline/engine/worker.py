@@ -81,8 +81,8 @@ def _rows(
         for row in message[2]:
             if stop.is_set():
                 return
-            picture = Picture(root / row["uri"], size=row["size"], mtime_ns=row["mtime_ns"], content=row["content"])
-            yield {**row, "picture": picture}
+            known = {name: row[name] for name in ("size", "mtime_ns", "content", "offset")}
+            yield {**row, "picture": Picture(root / row["uri"], **known)}
         if inbox.empty():
             send("hungry")
         message = inbox.get()

@@ -59,7 +59,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     manifest.notes.extend(
         f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
     )
-    if manifest.format != "kohya" and Path(os.path.abspath(out)).is_relative_to(dataset.root):
+    if manifest.format not in ("kohya", "webdataset") and Path(os.path.abspath(out)).is_relative_to(dataset.root):
         manifest.notes.append(
             "these words now lie among the dataset's own files: the next `cutline add` reads them as words of yours"
         )

@@ -41,7 +41,7 @@ class Kohya:
 
     beside: ClassVar[tuple[str, ...]] = ("missing.json",)
     columns: ClassVar[tuple[str, ...]] = (
-        *("uri", "width", "height", "orientation", "caption", "tags", "train_width", "train_height"),
+        *("uri", "offset", "width", "height", "orientation", "caption", "tags", "train_width", "train_height"),
     )
 
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
@@ -62,7 +62,10 @@ class Kohya:
         if self.missing and not dry_run:
             beside["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
         counts["written" if changed else "unchanged"] = counts.pop("entries", 0)
-        return Manifest("kohya", out, dict(counts) | lacking.counts(), sha256, beside, diff)
+        notes = []
+        if archived := counts.pop("archived", 0):
+            notes.append(f"{archived:,} of these pictures are inside archives, where no trainer of kohya's finds them")
+        return Manifest("kohya", out, dict(counts) | lacking.counts(), sha256, beside, diff, notes)
 
     def _entries(
         self, rows: Iterator[pa.RecordBatch], counts: Counter[str], lacking: _Lacking
@@ -90,6 +93,7 @@ class Kohya:
                 made = made.filter(said)
             counts["without_text"] += len(batch) - len(made)
             counts["entries"] += len(made)
+            counts["archived"] += len(batch) - batch.column("offset").null_count
             if self.legacy:
                 given.append(pa.RecordBatch.from_arrays([name, uri], names=["name", "uri"]))
             yield made

@@ -9,15 +9,15 @@ from typing import Protocol
 
 import pyarrow as pa
 
-COLUMNS = (
-    *("key", "uri", "path", "offset", "size", "width", "height", "orientation"),
-    *("caption", "tags", "text", "train_width", "train_height"),
-)
+PICTURE = ("width", "height", "orientation", "offset", "size", "mtime_ns", "content")
+"""Columns of the pictures layer that exports are given."""
+
+COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text", "train_width", "train_height")
 """What the rows of an export may hold.
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; of one that is known from
-metadata only it is the key, and `path` is null. `path` is that file on this machine, `offset` and `size` say where in
-it the picture is. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing; `train_width`
+metadata only it is the key, and `path` is null. `path` is that file on this machine, or leads into an archive where
+there is an `offset`. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing; `train_width`
 and `train_height` the trainer's bucket in pixels. Where the recipe reads no layer of theirs, `caption`, `tags` and
 `train_width` are of Arrow's type null.
 """

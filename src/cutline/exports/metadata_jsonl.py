@@ -49,6 +49,11 @@ class MetadataJsonl:
         counts = Counter(written=0, unchanged=0, without_text=0)
         with spooled(rows) as again:
             refuse(
+                [path for path, offset in columns(again(), "path", "offset") if offset is not None],
+                "these pictures are inside archives, where datasets does not look for them",
+                "Export webdataset, whose tars datasets loads too.",
+            )
+            refuse(
                 [name for name, *_ in self._texts(folder, again) if "\\" in name],
                 "datasets takes a backslash in a file name for a slash, and would look for these pictures elsewhere",
                 "Rename them.",

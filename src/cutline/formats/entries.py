@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple
 
 from cutline.options import CutlineError
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One record of a metadata file, or the reason why it is none."""
 
     where: str
     """For people: `line 7 of metadata.jsonl`."""
     name: str | None = None
     """What the file calls the picture; null where it does not say."""
-    fields: Mapping[str, object] = field(default_factory=dict)
+    fields: Mapping[str, object] = MappingProxyType({})
     error: str | None = None
     detail: str | None = None
 

@@ -3,23 +3,29 @@
 Today's trainers read `caption` and `tags`, which must be text, and `image_size`; a picture is named by an absolute
 path, or by one relative to their `image_dir`, with its extension. Older tools name it by its bare stem; the trainers
 can no longer load that, and Cutline reads it.
+
+A list of what is missing, `{"caption": ["7866720", …], "tags": […]}`, is what scripts around them keep of such ids.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cutline.formats.entries import Entry, json_lines, kind, named, opened
+from cutline.formats.stream import BrokenJson, Stream
 from cutline.options import CutlineError
 
 FIELDS = ("caption", "tags", "image_size", "train_resolution", "latents")
 """What entries of such a file hold; the last two by older tools."""
 
-_CHUNK = 1 << 20
+LISTS = ("caption", "tags", "latent", "latents")
+"""What a list of missing things may list."""
+
+LACKS = "lacks"
+"""The one field of an entry out of such a list: which list it stood in."""
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -34,74 +40,43 @@ def read(path: Path) -> Iterator[Entry]:
 
 
 def _read_object(path: Path) -> Iterator[Entry]:
-    import ijson
-
     with opened(path) as handle:
-        count, name = 0, ""
-        if handle.read(3) != b"\xef\xbb\xbf":
-            handle.seek(0)
+        count, last, file = 0, "its start", path.name
+        stream = Stream(handle)
         try:
-            source = _Marked(handle)
-            if source.first != b"{":
-                raise CutlineError(f"{path} is not a JSON object of pictures: it starts with {source.first!r}")
-            for name, value in ijson.kvitems(source, "", use_float=True, buf_size=_CHUNK):
+            if (first := stream.peek()) != "{":
+                raise CutlineError(f"{path} is not a JSON object of pictures: it starts with {first!r}")
+            for name in stream.pairs():
+                if name in LISTS and stream.peek() == "[":
+                    for value in stream.items():
+                        count += 1
+                        last = str(value)
+                        yield _listed(name, value, file)
+                    continue
+                value = stream.value()
                 count += 1
-                where = f"{name!r} in {path.name}"
-                if isinstance(value, dict):
+                last = name
+                where = f"{name!r} in {file}"
+                if type(value) is dict:
                     yield named(where, name, value)
                 else:
                     yield Entry(where, name, error="bad_value", detail=f"it is {kind(value)}, not an object")
-        except (ijson.JSONError, ValueError) as error:
-            problem = " ".join(str(error).partition("(right here)")[0].split())
-            last = f"entry {count}, {name!r}" if count else "its start"
+            stream.end()
+        except BrokenJson as error:
+            place = f"entry {count}, {last!r}" if count else last
             raise CutlineError(
-                f"{path} is broken JSON after {last}: {problem}. Mend it there, or make it anew, and add it again."
+                f"{path} is broken JSON after {place}: {error}. Mend it there, or make it anew, and add it again."
             ) from None
 
 
-class _Marked:
-    r"""A JSON file, in which a lone half of a surrogate pair (`\ud800`) is replaced by `\u0000`.
-
-    The parser that ijson runs on would put a question mark in its place, and nobody would know. A NUL is refused.
-    """
-
-    _LONE = re.compile(  # begins with plain bytes, which makes the search fast
-        rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD].))", re.DOTALL
-    )
-    _ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..|\\.", re.DOTALL)
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle = handle
-        self._ready = b""
-        self._held = b""
-        self._fill(_CHUNK)
-        self.first = self._ready.lstrip()[:1]
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to about `size` bytes; none at the end."""
-        if size == 0:
-            return b""
-        if not self._ready:
-            self._fill(size)
-        data, self._ready = self._ready, b""
-        return data
-
-    def _fill(self, size: int) -> None:
-        while not self._ready:
-            data = self._handle.read(max(size, _CHUNK))
-            whole = self._held + data
-            # No escape reaches over a quotation mark, so that is where to cut.
-            cut = whole.rfind(b'"') + 1 if data else len(whole)
-            self._ready, self._held = whole[:cut], whole[cut:]
-            if not data:
-                break
-        if self._LONE.search(self._ready):
-            self._ready = self._ESCAPE.sub(self._mark, self._ready)
-
-    @staticmethod
-    def _mark(escape: re.Match[bytes]) -> bytes:
-        found = escape.group()
-        return b"\\u0000" if len(found) == 6 else found
+def _listed(name: str, value: object, file: str) -> Entry:
+    """The entry of an id in a list."""
+    where = f"{value!r} in {name!r} of {file}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str) and value:
+        return named(where, value, {LACKS: name})
+    return Entry(where, error="bad_name", detail=f"it is {kind(value)}, not an id")
 
 
 def write(handle: IO[bytes], entries: Iterator[tuple[str, dict[str, Any]]], *, lines: bool) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+from cutline import archives
 from cutline.formats import booru, kohya, metadata_jsonl
 from cutline.formats.entries import opened
 from cutline.options import CutlineError
+from cutline.pictures import EXTENSIONS
 from cutline.registry import names
 from cutline.sources.booru import FORMS, columns
+from cutline.sources.coco import is_coco
 
 
 def detect(path: Path) -> str:
@@ -20,15 +24,22 @@ def detect(path: Path) -> str:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return "imagefolder" if any((path / file).is_file() for file in metadata_jsonl.FILES) else "folder"
+        if any((path / file).is_file() for file in metadata_jsonl.FILES):
+            return "imagefolder"
+        suffixes = {os.path.splitext(entry.name)[1].lower() for entry in os.scandir(path)}
+        return "webdataset" if archives.SUFFIX in suffixes and not suffixes & EXTENSIONS else "folder"
+    if path.name.lower().endswith((archives.SUFFIX, *archives.COMPRESSED)):
+        return "webdataset"
     if not path.exists():
         raise CutlineError(f"there is no {path}")
     reason = ""
+    if path.suffix.lower() == ".json" and is_coco(path):
+        return "coco"
     try:
         fields = _first_fields(path)
     except CutlineError as error:
         fields, reason = set(), f" ({error})"
-    if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection(kohya.FIELDS)):
+    if "image_path" in fields or (path.suffix.lower() == ".json" and fields.intersection({*kohya.FIELDS, kohya.LACKS})):
         return "kohya"
     if booru.detect(fields):
         return "booru"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutline import archives
 from cutline.options import CutlineError
 from cutline.pictures import EXTENSIONS, FOREIGN
 from cutline.sources.rows import Rows
@@ -74,6 +75,8 @@ def _walk(path: str, prefix: str, above: tuple[tuple[int, int], ...], rows: Rows
                 listed.pictures.append(entry)
             elif suffix in SIDECARS:
                 listed.sidecars.append(entry)
+            elif suffix == archives.SUFFIX:
+                rows.note("tar, whose pictures are not read: add it, or a folder of tars, by its own name")
         yield listed
         todo += reversed(below)
 

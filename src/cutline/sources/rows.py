@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cutline import schemas, tags
 from cutline.dataset import Found
@@ -17,9 +18,10 @@ BATCH = 10_000
 """Rows."""
 
 _COLUMNS = {
-    "pictures": ("name", "uri", "size", "mtime_ns", "error", "detail"),
+    "pictures": ("name", "uri", "offset", "size", "mtime_ns", "error", "detail"),
     "captions": ("name", "texts", "raw", "verdict", "reason", "error", "detail"),
     "tags": ("name", "unsorted", "error", "detail"),
+    "latents": ("name", "width", "height", "uri", "error", "detail"),
 }
 
 
@@ -34,14 +36,16 @@ class Rows:
     def picture(
         self,
         name: str,
-        uri: str,
-        size: int | None,
-        mtime_ns: int | None,
+        uri: str | None,
+        size: int | None = None,
+        mtime_ns: int | None = None,
         error: str | None = None,
         detail: str | None = None,
+        *,
+        offset: int | None = None,
     ) -> None:
-        """A picture that is there."""
-        self._rows["pictures"].append((name, uri, size, mtime_ns, error, detail))
+        """A picture that is there; without `uri`, one that is only known of."""
+        self._rows["pictures"].append((name, uri, offset, size, mtime_ns, error, detail))
 
     def caption(self, layer: str, name: str, found: Sequence[sidecar.Text]) -> None:
         """One or more captions of a picture. Where they are all empty that is noted, and there is no row.
@@ -64,6 +68,26 @@ class Rows:
         verdict = "repaired" if reasons else "good"
         self._rows[layer].append((name, texts, raw, verdict, ", ".join(reasons) or None, None, None))
 
+    def rejected(self, layer: str, name: str, found: sidecar.Text, reason: str) -> None:
+        """A text that is kept as what somebody said, and is no caption."""
+        if found.error:
+            self.failed(layer, name, found.error, found.detail)
+        elif found.text:
+            self._rows[layer].append((name, None, found.raw or found.text, "rejected", reason, None, None))
+        else:
+            self.note("empty caption")
+
+    def plain_caption(self, layer: str, name: str, text: str) -> None:
+        """A caption that is known to be clean."""
+        self._rows[layer].append((name, [text], None, "good", None, None, None))
+
+    def plain_tags(self, layer: str, name: str, text: str) -> None:
+        """A text of tags that is known to be clean."""
+        if unsorted := tags.tidied(text):
+            self._rows[layer].append((name, unsorted, None, None))
+        else:
+            self.note("empty tags")
+
     def tags(self, layer: str, name: str, found: Sequence[sidecar.Text]) -> None:
         """A picture's tags, out of comma-separated texts. Where there are none, that is noted and there is no row."""
         if bad := next((text for text in found if text.error), None):
@@ -73,14 +97,17 @@ class Rows:
             for reason in text.reason.split(", "):
                 if reason in ("bom", "crlf"):
                     self.note(f"tags repaired: {reason}")
-        if unsorted := [tag for text in found for tag in tags.split(text.text or "")]:
-            self._rows[layer].append((name, unsorted, None, None))
-        else:
-            self.note("empty tags")
+        self.plain_tags(layer, name, "\n".join(text.text for text in found if text.text))
+
+    def latents(self, layer: str, name: str, width: int | None, height: int | None, uri: str | None) -> None:
+        """What a trainer computed of a picture. The layer need not be among those named at first."""
+        self._rows.setdefault(layer, []).append((name, width, height, uri, None, None))
 
     def failed(self, layer: str, name: str, error: str | None, detail: str | None) -> None:
         """Words that are there and cannot be read."""
-        self._rows[layer].append((name, *[None] * (len(_COLUMNS[schemas.kind(layer)]) - 3), error, detail))
+        self._rows.setdefault(layer, []).append(
+            (name, *[None] * (len(_COLUMNS[schemas.kind(layer)]) - 3), error, detail)
+        )
 
     def note(self, what: str, count: int = 1) -> None:
         """Count a fact for people: what was seen and not read."""
@@ -109,9 +136,20 @@ class Rows:
             for column in _COLUMNS[schemas.kind(layer)]
         ]
         values = zip(*rows, strict=True) if rows else [()] * len(fields)
-        arrays = [pa.array(column, field.type) for column, field in zip(values, fields, strict=True)]
-        notes, self._notes = dict(self._notes), Counter()
+        arrays = [_array(column, field) for column, field in zip(values, fields, strict=True)]
+        notes, self._notes = {printable(note): count for note, count in self._notes.items()}, Counter[str]()
         return Found(layer, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), notes)
+
+
+def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    if field.name == "unsorted":  # one text each, with `, ` between its tags
+        return pc.split_pattern(pa.array(values, pa.string()), ", ")
+    return pa.array(values, field.type)
+
+
+def printable(text: str) -> str:
+    r"""A text in which what is no Unicode is written as `\ud800`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def texts(value: object) -> list[sidecar.Text]:
