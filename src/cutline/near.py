@@ -117,13 +117,15 @@ def _meet(hashes: Hashes, blocks: list[tuple[int, int]], distance: int, union: _
             union.unite(waiting)
             waiting.clear()
 
+    root = union.root[place]
+    new = np.minimum.reduceat(root, starts) != np.maximum.reduceat(root, starts)  # a bucket of one group says nothing
+    starts, ends = starts[new], ends[new]
     crowded = ends - starts > _CROWD
     for start, end in zip(starts[crowded].tolist(), ends[crowded].tolist(), strict=True):
-        for left, right in _crowd(ordered[start:end], union.root[place[start:end]], distance):
+        for left, right in _crowd(ordered[start:end], root[start:end], distance):
             found(left + start, right + start)
-    few = ~crowded & (ends - starts > 1)
-    sizes = ends[few] - starts[few]
-    end = np.repeat(ends[few], sizes)
+    sizes = (ends - starts)[~crowded]
+    end = np.repeat(ends[~crowded], sizes)
     left = end - np.repeat(np.cumsum(sizes), sizes) + np.arange(len(end))  # all places in these buckets
     for step in itertools.count(1):
         inside = left + step < end
