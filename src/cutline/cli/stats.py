@@ -67,7 +67,7 @@ def _print(found: dict[str, TagCounts | CaptionCounts], top: int) -> None:
             _print_tags(console, counts, top)
         else:
             console.print(f"verdicts: {counted(counts.verdicts) or 'none'}")
-            rows = {"captions of a picture": counts.captions, "characters": counts.characters, "words": counts.words}
+            rows = {"captions": counts.captions, "characters": counts.characters, "words": counts.words}
             _print_spreads(console, rows)
 
 
@@ -82,9 +82,9 @@ def _print_tags(console: Console, counts: TagCounts, top: int) -> None:
     console.print("\ntags of a picture")
     _print_spreads(console, counts.lengths)
     if len(by_column["all"]):
-        kept = {name: dict(coverage(by_column[name])) for name in columns}
-        sizes = sorted(set().union(*kept.values()))
-        rows = [(f"{size:,}", *(_percent(kept[name].get(size)) for name in columns)) for size in sizes]
+        sizes = [size for size, _ in coverage(by_column["all"])]
+        kept = {name: dict(coverage(by_column[name], sizes)) for name in columns}
+        rows = [(f"{size:,}", *(f"{100 * kept[name].get(size, 1):.2f} %" for name in columns)) for size in sizes]
         console.print("\nuses that the commonest tags keep")
         _print_table(console, ["tags", *columns], rows)
         least = {name: {times: tags for times, tags, _ in at_least(by_column[name])} for name in columns}
@@ -103,15 +103,12 @@ def _print_tags(console: Console, counts: TagCounts, top: int) -> None:
         _print_spreads(console, counts.scores)
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
-
-
 def _print_spreads(console: Console, spreads: dict[str, Spread]) -> None:
     rows = [(name, spread.as_dict()) for name, spread in spreads.items() if spread.total]
     if rows:
-        columns = list(rows[0][1])
-        _print_table(console, ["", *columns], [(name, *(f"{row[key]:,}" for key in columns)) for name, row in rows])
+        columns = list(rows[0][1])[2:]
+        cells = [(name, f"{row['mean']:,.1f}", *(f"{row[key]:,}" for key in columns)) for name, row in rows]
+        _print_table(console, ["", "mean", *columns], cells)
 
 
 def _print_table(console: Console, columns: list[str], rows: list[Any]) -> None:
