@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output. An iterator in it is a list that is written as it comes."""
+    """One line of JSON on standard output. An iterator of lists in it is one list, written as they come."""
     for piece in _json(value):
         sys.stdout.write(piece)
     print(flush=True)
@@ -37,11 +37,12 @@ def _json(value: Any) -> Iterator[str]:
             yield from _json(entry)
         yield "}" if value else "{}"
     elif isinstance(value, Iterator):
-        yield "["
-        for number, entry in enumerate(value):
-            yield ", " if number else ""
-            yield from _json(entry)
-        yield "]"
+        gap = "["
+        for piece in value:
+            if piece:
+                yield gap + json.dumps(piece, ensure_ascii=False)[1:-1]
+                gap = ", "
+        yield "[]" if gap == "[" else "]"
     else:
         yield json.dumps(value, ensure_ascii=False, default=str)
 

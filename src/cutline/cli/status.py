@@ -24,7 +24,9 @@ def run(
     ] = False,
     distance: Annotated[
         int | None,
-        typer.Option(help="With --duplicates: how many of 64 bits near pictures may differ in (6).", show_default=False),
+        typer.Option(
+            help="With --duplicates: in how many bits near pictures may differ (6).", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,14 +45,14 @@ def run(
     found: dict[str, Any] = {"pictures": dict(errors), "layers": layers}
     if as_json:
         if missing:
-            found["missing"] = {name: (key for keys in _missing(opened, name) for key in keys) for name in layers}
+            found["missing"] = {name: _missing(opened, name) for name in layers}
         if twice:
             found["duplicates"] = {
                 "distance": twice.distance,
                 "without_facts": twice.without_facts(),
-                "exact": twice.exact(),
-                "pixels": twice.pixels(),
-                "near": twice.near(),
+                "exact": ([group] for group in twice.exact()),
+                "pixels": ([group] for group in twice.pixels()),
+                "near": ([group] for group in twice.near()),
             }
         print_json(found)
         return
@@ -110,7 +112,7 @@ def _print_duplicates(found: Duplicates) -> None:
         for number, keys in enumerate(groups, 1):
             pictures += len(keys)
             print("\n".join([f"{kind}\t{number}\t{key}" for key in keys]))
-        say(f"{kind}: {number:,} groups of {pictures:,} pictures")
+        say(f"{kind}: {pictures:,} pictures in {number:,} group{'' if number == 1 else 's'}")
     if lack := found.without_facts():
         root = found.dataset.root
         say(f"{lack:,} pictures without facts were not looked at: cutline annotate {root} facts")
