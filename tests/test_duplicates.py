@@ -112,7 +112,7 @@ def photos(tmp_path: Path) -> Path:
     with Image.open(samples / "coffee.png") as coffee:
         coffee.save(folder / "coffee.png")
         coffee.save(folder / "coffee.bmp")
-        coffee.resize((300, 200)).save(folder / "small.jpg", quality=70)
+        coffee.crop((4, 4, 596, 400)).resize((300, 200)).save(folder / "small.jpg", quality=70)
     shutil.copy(samples / "rocket.jpg", folder / "rocket.jpg")
     cutline("add", folder)
     cutline("annotate", folder, "facts")
