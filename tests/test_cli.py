@@ -186,7 +186,7 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
         (["export", "photos", "kohya", "out"], 2, "must end with .json or .jsonl"),
         (["export", "photos", "sidecar", "out", "--recipe", "nothing"], 1, "there is no recipe nothing"),
         (["stats", "photos", "pictures"], 2, "there are: captions/sidecar"),
-        (["status", "photos", "--duplicates"], 1, "cutline annotate photos facts"),
+        (["status", "photos", "--duplicates"], 1, "make it: cutline annotate "),
         (["plugins", "nothing"], 2, "`cutline plugins` lists all"),
         (["sql", "photos", 'from "captions/nothing"'], 1, "captions/nothing"),
     ],
