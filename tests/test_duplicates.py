@@ -1,4 +1,4 @@
-"""Pictures that are there twice, and what a dataset lacks: the search against brute force, the command on real files."""
+"""Pictures that are there twice, against brute force and on real files; and what a dataset lacks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def test_limits_change_no_group(limits: dict[str, int], monkeypatch: pytest.Monk
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.sampled_from([0, 1, 2**63, 2**64 - 1, 0xFF, 0xFFFF, 0x0F0F << 40, 3 << 31]), max_size=12), st.integers(0, 8))
+@given(
+    st.lists(st.sampled_from([0, 1, 2**63, 2**64 - 1, 0xFF, 0xFFFF, 0x0F0F << 40, 3 << 31]), max_size=12),
+    st.integers(0, 8),
+)
 def test_few_hashes(hashes: list[int], distance: int) -> None:
     array = np.array(hashes, np.uint64)
     assert near.groups(array, distance).tolist() == brute(array, distance)
@@ -146,7 +149,7 @@ def test_the_command_names_every_picture(photos: Path) -> None:
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, photos: Path) -> None:
     make_pictures(tmp_path / "bare", 1)
     cutline("add", tmp_path / "bare")
-    with pytest.raises(CutlineError, match="annotate .* facts"):
+    with pytest.raises(CutlineError, match=r"annotate .* facts"):
         Duplicates(Dataset(tmp_path / "bare"))
     with pytest.raises(OptionError, match="from 0 to 12"):
         Duplicates(Dataset(photos), 13)

@@ -423,7 +423,9 @@ def _(w: World) -> bool:
 
 @seen("stats layer")
 def _(w: World) -> bool:
-    return "captions/echo" in w.cli("stats", two_layers(w)) and "echo" not in w.cli("stats", w.photos, "captions/sidecar")
+    return "captions/echo" in w.cli("stats", two_layers(w)) and "echo" not in w.cli(
+        "stats", w.photos, "captions/sidecar"
+    )
 
 
 @seen("stats top")

@@ -37,9 +37,7 @@ class Duplicates:
             raise OptionError(f"--distance is from 0 to {near.FARTHEST} bits, not {self.distance}")
         if "facts" not in self.dataset.layers():
             root = self.dataset.root
-            raise CutlineError(
-                f"duplicates are found by layer facts; make it: cutline annotate {root} facts"
-            )
+            raise CutlineError(f"duplicates are found by layer facts; make it: cutline annotate {root} facts")
 
     def without_facts(self) -> int:
         """How many pictures cannot be compared, since nothing has looked at them."""

@@ -43,6 +43,7 @@ UNKNOWN = "unknown"
 
 _RATINGS = "gsqe"
 _BLANK = r"e'\t\n\r\f\x0b'"
+_UNEVEN = r"'[\t\n\r\f\v]|  |^ | $|^$'"  # where words are not simply one more than spaces, which are quick to count
 
 
 @dataclass(frozen=True)
@@ -260,8 +261,9 @@ def _rating(name: str) -> tuple[int, str]:
 def _captions(dataset: Dataset, rows: Rows) -> CaptionCounts:
     good = f"from {_rows(rows.layer)} where error is null"
     text = f"select unnest(texts) as text {good}"
-    blank = f"string_split(translate(text, {_BLANK}, '     '), ' ')"
-    words = f"len(list_filter({blank}, lambda word: word <> ''))"
+    pieces = f"string_split(translate(text, {_BLANK}, '     '), ' ')"
+    words = f"""case when regexp_matches(text, {_UNEVEN}) then len(list_filter({pieces}, lambda word: word <> ''))
+        else strlen(text) - strlen(replace(text, ' ', '')) + 1 end"""
     lengths = _tally(
         dataset,
         f"select unnest(['characters', 'words']) as what, unnest([length(text), {words}]) as size "

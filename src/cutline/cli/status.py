@@ -24,9 +24,7 @@ def run(
     ] = False,
     distance: Annotated[
         int | None,
-        typer.Option(
-            help="With --duplicates: in how many bits near pictures may differ (6).", show_default=False
-        ),
+        typer.Option(help="With --duplicates: in how many bits near pictures may differ (6).", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
