@@ -22,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import make_booru
+from cutline.formats import kohya
 from pairs import finish, say_machine
 
 DUMP, MERGE, COMPACTED = "tag dump", "merge", "merge, compacted"
@@ -53,7 +54,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.seed_step:
         step, *paths = chosen.seed_step
-        {"dump": seed_dump, "merge": seed_merge}[step](*map(Path, paths))
+        steps: dict[str, Callable[..., None]] = {"dump": seed_dump, "merge": seed_merge}
+        steps[step](*map(Path, paths))
         return
     say_machine()
     with tempfile.TemporaryDirectory(prefix="cutline-metadata-") as temporary:
@@ -149,8 +151,8 @@ def report(
     what: str, posts: int, theirs: list[tuple[float, float]], ours: list[tuple[float, float]], met: list[bool]
 ) -> float:
     seconds, megabytes = statistics.median(one for one, _ in ours), max(peak for _, peak in ours)
-    says = f"{what}: {seconds:.2f} s ({min(ours)[0]:.2f} to {max(ours)[0]:.2f}), {posts / seconds:,.0f} posts/s, {megabytes:.0f} MB"
-    print(says, flush=True)
+    rate = f"{posts / seconds:,.0f} posts/s, {megabytes:.0f} MB"
+    print(f"{what}: {seconds:.2f} s ({min(ours)[0]:.2f} to {max(ours)[0]:.2f}), {rate}", flush=True)
     large = posts > 2_000_000
     met.append(verdict(f"{what}, peak memory", megabytes, MEGABYTES_8M if large else MEGABYTES, "MB"))
     if theirs:
@@ -194,8 +196,8 @@ def limits(file: Path, seconds: float) -> None:
         json.dumps(entry, ensure_ascii=False)
     encoded = (time.perf_counter() - start) * file.stat().st_size / sum(map(len, lines))
     print(
-        f"  limits: {file.stat().st_size / 1e9:.2f} GB read and written again {written:.2f} s (ours is {seconds / written:.1f} times that); "
-        f"through json.dumps alone {encoded:.2f} s (ours is {seconds / encoded:.2f} times that)",
+        f"  limits: {file.stat().st_size / 1e9:.2f} GB read and written again {written:.2f} s "
+        f"(ours is {seconds / written:.1f} times that); through json.dumps alone {encoded:.2f} s (ours is {seconds / encoded:.2f} times that)",
         flush=True,
     )
 
@@ -218,11 +220,9 @@ def check(home: Path, file: str) -> None:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """Every two-thousandth entry or so of a file with an entry on each line, or of an indented one."""
-    import ijson
-
-    with path.open("rb") as handle:
-        return {key: value for key, value in ijson.kvitems(handle, "", use_float=True) if int(key) % 1999 == 7}
+    """Every two-thousandth entry or so."""
+    found = ((entry.name, entry.fields) for entry in kohya.read(path))
+    return {name: dict(fields) for name, fields in found if name and int(name) % 1999 == 7}
 
 
 def cutline(*arguments: object) -> list[str]:

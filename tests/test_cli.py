@@ -126,6 +126,8 @@ def test_a_base_install_does_every_data_job(base: Cutline, photos: Path, tmp_pat
     assert "2 good" in base("annotate", photos, "facts")
     assert "1 good" in base("annotate", photos, "echo", "--as", "captions/human-echo", "--limit", "1")
     assert "2 good" in base("annotate", photos, "echo")
+    assert "captions/echo: 2 rows for 2 pictures" in base("stats", photos)
+    assert "near: 2 pictures in 1 group" in base("status", photos, "--duplicates")  # both of one colour
     assert "0 missing" not in base("status", photos)
     assert json.loads(base("sql", photos, "select count(*) as facts from facts", "--json")) == {"facts": 2}
     (tmp_path / "r.toml").write_text('[captions]\nfirst_of = ["captions/sidecar", "captions/echo"]\n')
@@ -144,6 +146,7 @@ def test_a_base_install_says_what_a_model_needs(base: Cutline, photos: Path, tmp
     assert "pip install 'cutline[models]'" in base("demo", tmp_path / "demo", code=1)
     assert "pip install 'cutline[models]'" in base("annotate", photos, "blip", code=1)
     assert "annotator  blip" in base("plugins")
+    assert "pip install 'cutline[plot]'" in base("stats", photos, "--plots", tmp_path / "plots", code=1)
 
 
 def test_a_refused_run_leaves_no_layer(cutline: Cutline, photos: Path) -> None:
@@ -182,6 +185,8 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
         (["export", "photos", "nothing", "out"], 2, "there are: kohya, metadata_jsonl, sidecar, webdataset"),
         (["export", "photos", "kohya", "out"], 2, "must end with .json or .jsonl"),
         (["export", "photos", "sidecar", "out", "--recipe", "nothing"], 1, "there is no recipe nothing"),
+        (["stats", "photos", "pictures"], 2, "there are: captions/sidecar"),
+        (["status", "photos", "--duplicates"], 1, "make it: cutline annotate "),
         (["plugins", "nothing"], 2, "`cutline plugins` lists all"),
         (["sql", "photos", 'from "captions/nothing"'], 1, "captions/nothing"),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -393,6 +394,16 @@ def two_layers(world: World) -> Path:
     return world.photos
 
 
+def copied(world: World) -> Path:
+    """The dataset with a picture that is there twice, and a third time a little changed; with facts."""
+    shutil.copy(world.photos / "a.png", world.photos / "copy.png")
+    with Image.open(world.photos / "a.png") as image:
+        image.crop((0, 0, 62, 47)).save(world.photos / "near.png")
+    world.cli("add", world.photos)
+    world.cli("annotate", world.photos, "facts")
+    return world.photos
+
+
 def vanish(world: World, *words: str, code: int) -> str:
     world.cli("add", world.photos)
     for name in ("a.png", "b.png", "trip/c.png"):
@@ -486,6 +497,53 @@ def _(w: World) -> bool:
 @seen("status as_json")
 def _(w: World) -> bool:
     return bool(json.loads(w.cli("status", two_layers(w), "--json"))["pictures"] == {"readable": 4})
+
+
+@seen("status duplicates")
+def _(w: World) -> bool:
+    return "exact\t1\ta.png\nexact\t1\tcopy.png" in w.cli("status", copied(w), "--duplicates")
+
+
+@seen("status distance")
+def _(w: World) -> bool:
+    near = (w.cli("status", copied(w), "--duplicates", "--distance", bits).count("near\t") for bits in ("0", "12"))
+    return sorted(near) == [0, 3]
+
+
+@seen("stats dataset")
+def _(w: World) -> bool:
+    return "captions/sidecar: 4 rows for 4 pictures" in added(w, "stats", w.photos)
+
+
+@seen("stats layer")
+def _(w: World) -> bool:
+    return "captions/echo" in w.cli("stats", two_layers(w)) and "echo" not in w.cli(
+        "stats", w.photos, "captions/sidecar"
+    )
+
+
+@seen("stats top")
+def _(w: World) -> bool:
+    w.cli("add", w.photos, "-o", "sidecars=tags")
+    return "the 1 commonest of 5" in w.cli("stats", w.photos, "--top", "1")
+
+
+@seen("stats plots")
+def _(w: World) -> bool:
+    added(w, "stats", w.photos, "--plots", w.folder / "plots")
+    return (w.folder / "plots/captions-sidecar-lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+@seen("stats tags")
+def _(w: World) -> bool:
+    w.cli("add", w.photos, "-o", "sidecars=tags")
+    w.cli("stats", w.photos, "--tags", w.folder / "tags.csv")
+    return '"dog","unsorted",4' in (w.folder / "tags.csv").read_text()
+
+
+@seen("stats as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(added(w, "stats", w.photos, "--json"))["captions/sidecar"]["words"]["median"] == 3)
 
 
 @seen("annotate dataset")

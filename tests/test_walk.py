@@ -64,9 +64,8 @@ def scanned(dataset: Dataset, **options: Any) -> dict[str, tuple[Any, Any]]:
         for row in batch.to_pylist():
             keys.append(row["key"])
             assert row["captions/never"] is None
-            found[row["key"]] = tuple(
-                (row[name] or {}).get(column) for name, column in zip(LAYERS, ("texts", "general"), strict=False)
-            )
+            caption, tags = row["captions/x"] or {}, row["tags/y"] or {}
+            found[row["key"]] = (caption.get("texts"), tags.get("general"))
     assert keys == sorted(set(keys), key=str.encode)
     return found
 

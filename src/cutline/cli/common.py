@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +24,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    """One line of JSON on standard output. An iterator of lists in it is one list, written as they come."""
+    for piece in _json(value):
+        sys.stdout.write(piece)
+    print(flush=True)
+
+
+def _json(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for number, (name, entry) in enumerate(value.items()):
+            yield f"{', ' if number else '{'}{json.dumps(str(name), ensure_ascii=False)}: "
+            yield from _json(entry)
+        yield "}" if value else "{}"
+    elif isinstance(value, Iterator):
+        gap = "["
+        for piece in value:
+            if piece:
+                yield gap + json.dumps(piece, ensure_ascii=False)[1:-1]
+                gap = ", "
+        yield "[]" if gap == "[" else "]"
+    else:
+        yield json.dumps(value, ensure_ascii=False, default=str)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -111,7 +111,7 @@ class WebDataset:
         total = hashlib.sha256()
         for name, entry in sorted(made.items()):
             total.update(f"{entry['sha256']}  {name}\n".encode())
-        return Manifest("webdataset", out, dict(counts), total.hexdigest(), shortened(diff))
+        return Manifest("webdataset", out, dict(counts), total.hexdigest(), diff=shortened(diff))
 
     def _check(self, out: Path, index: dict[str, Any], again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
         if out.exists() and not out.is_dir():

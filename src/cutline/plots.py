@@ -1,0 +1,167 @@
+"""Drawings of what `statistics` counts, as PNG files: frequencies by rank, coverage, lengths, scores.
+
+Needs matplotlib, the extra `plot`. Nothing opens a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cutline.files import storage_error, whole_file
+from cutline.options import CutlineError
+from cutline.statistics import CaptionCounts, Spread, TagCounts
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, PercentFormatter, SymmetricalLogLocator
+except ImportError as error:
+    raise CutlineError(f"plots need one more library ({error}): pip install 'cutline[plot]'") from None
+
+_COLOURS = {
+    "all": "#222222",
+    "general": "#2f7fd0",
+    "character": "#2c9c4b",
+    "copyright": "#b04bc0",
+    "artist": "#d0453a",
+    "meta": "#e59a17",
+    "unsorted": "#7a7a7a",
+    "g": "#2c9c4b",
+    "s": "#2f7fd0",
+    "q": "#e59a17",
+    "e": "#d0453a",
+}
+_PLAIN = "#7a7a7a"
+_NAMES = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}
+_POINTS = 2000  # of a curve: more would not be seen
+_BARS = 60
+
+
+def draw(found: Mapping[str, TagCounts | CaptionCounts], folder: Path) -> Iterator[Path]:
+    """Draw everything that there is to see; one PNG after the other. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    for layer, counts in found.items():
+        for what, picture in _tags(counts) if isinstance(counts, TagCounts) else _captions(counts):
+            path = folder / f"{layer.replace('/', '-')}-{what}.png"
+            with whole_file(path) as handle:
+                picture.savefig(handle, format="png")
+            yield path
+
+
+def _tags(counts: TagCounts) -> Iterator[tuple[str, Figure]]:
+    if counts.frequencies.num_rows:
+        yield "frequency", _one(lambda axes: _frequency(axes, counts))
+        yield "coverage", _one(lambda axes: _coverage(axes, counts))
+    if counts.of.rows:
+        name = f"{counts.of.layer}: tags of a picture"
+        yield "lengths", _one(lambda axes: _histogram(axes, "picture", name, "tags", counts.lengths["all"]))
+    if counts.scores["all"].total:
+        yield "scores", _one(lambda axes: _scores(axes, counts))
+
+
+def _captions(counts: CaptionCounts) -> Iterator[tuple[str, Figure]]:
+    if counts.words.total:
+        figure = Figure(figsize=(8, 7), dpi=110, layout="constrained")
+        words, characters = figure.subplots(2)
+        _histogram(_tidy(words), "caption", f"{counts.of.layer}: words of a caption", "words", counts.words)
+        _histogram(_tidy(characters), "caption", "characters of a caption", "characters", counts.characters)
+        yield "lengths", figure
+
+
+def _one(fill: Callable[[Axes], None]) -> Figure:
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    fill(_tidy(figure.subplots()))
+    return figure
+
+
+def _tidy(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold")
+
+
+def _frequency(axes: Axes, counts: TagCounts) -> None:
+    for name in counts.categories:
+        uses = counts.counts(name)
+        ranks = np.unique(np.geomspace(1, len(uses), _POINTS).astype(np.int64))
+        label = f"{name} ({len(uses):,})"
+        axes.plot(ranks, uses[ranks - 1], color=_COLOURS[name], label=label, marker="." if len(uses) < 20 else "")
+    axes.set(xscale="log", yscale="log", xlabel="rank of the tag in its category", ylabel="uses")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(_short))
+    _title(axes, f"{counts.of.layer}: how often each tag is used")
+    axes.legend(frameon=False)
+
+
+def _coverage(axes: Axes, counts: TagCounts) -> None:
+    for name in ("all", *(counts.categories if len(counts.categories) > 1 else ())):
+        uses = counts.counts(name)
+        ranks = np.unique(np.geomspace(1, len(uses), _POINTS).astype(np.int64))
+        kept = np.cumsum(uses)[ranks - 1] / uses.sum()
+        bold = 2.4 if name == "all" else 1.3
+        axes.plot(ranks, kept, color=_COLOURS[name], label=name, linewidth=bold, zorder=3 if name == "all" else 2)
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="size of the vocabulary: the commonest tags", ylabel="uses kept")
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    _title(axes, f"{counts.of.layer}: what a vocabulary keeps")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _histogram(axes: Axes, of: str, title: str, unit: str, spread: Spread) -> None:
+    """Up to the last in a thousand; what is longer is told in words."""
+    end = spread.at(999)
+    first = min(int(spread.values[0]), end)
+    width = max(1, -(-(end + 1 - first) // _BARS))
+    edges = np.arange(first, end + width + 1, width)
+    inside = spread.values < edges[-1]
+    bars, _ = np.histogram(spread.values[inside], edges, weights=spread.counts[inside])
+    axes.bar(edges[:-1] - 0.5, bars, width * 0.92, align="edge", color=_COLOURS["general"])
+    for place, name in ((500, "median"), (950, "p95"), (990, "p99")):
+        value = spread.at(place)
+        axes.axvline(value, color="#222222", linewidth=1, linestyle=(0, (4, 3)))
+        label = f"{name} {value:,}  "
+        axes.text(value, 1, label, transform=axes.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=8)
+    head = 1.35  # room for those words
+    axes.set(ylim=(0, head * max(bars)), xlabel=f"{unit} ({width} to a bar; longest {int(spread.values[-1]):,})")
+    axes.set_ylabel(f"{of}s")
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.grid(axis="x", visible=False)
+    _title(axes, title)
+
+
+def _scores(axes: Axes, counts: TagCounts) -> None:
+    """For each rating a bar from p5 to p95, a thicker one from p25 to p75, and the median."""
+    names = [name for name, spread in counts.scores.items() if spread.total][::-1]
+    for row, name in enumerate(names):
+        spread, colour = counts.scores[name], _COLOURS.get(name, _PLAIN)
+        low, lower, median, upper, high = (spread.at(place) for place in (50, 250, 500, 750, 950))
+        axes.plot([low, high], [row, row], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
+        axes.plot([lower, upper], [row, row], color=colour, linewidth=14, alpha=0.8, solid_capstyle="butt")
+        axes.plot([median], [row], "o", color="white", markeredgecolor="#222222", markersize=8, zorder=4)
+        axes.annotate(f"{median:,}", (median, row), (0, 14), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xscale("symlog", linthresh=10, linscale=0.6)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=[1, 2, 5]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.set_yticks(range(len(names)), [f"{_NAMES.get(name, name)}\n{counts.scores[name].total:,}" for name in names])
+    axes.set(ylim=(-0.6, len(names) - 0.3), xlabel="score: median, middle half, and p5 to p95")
+    axes.grid(axis="y", visible=False)
+    _title(axes, f"{counts.of.layer}: scores by rating")
+
+
+def _short(value: float, _: object = None) -> str:
+    """1000 as 1k, 2500000 as 2.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
