@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,18 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from cutline.annotators.echo import Echo
+from cutline.compose.recipe import default_recipe
 from cutline.dataset import Dataset, Found, KeyRule
 from cutline.dataset.cuts import read_cuts
+from cutline.engine.here import annotate
+from cutline.engine.selection import Selection
+from cutline.exports.export import export
+from cutline.exports.kohya import Kohya
+from cutline.exports.metadata_jsonl import MetadataJsonl
+from cutline.sources.folder import Folder
 
 LAYERS = ("captions/x", "tags/y", "captions/never")
 
@@ -149,10 +160,6 @@ def test_what_only_metadata_tells_of(tmp_path: Path) -> None:
 
 def test_a_post_gets_its_file_later(tmp_path: Path) -> None:
     """Words that metadata brought stay with the post when the folder with the files is added."""
-    from PIL import Image
-
-    from cutline.sources.folder import Folder
-
     dataset = Dataset(tmp_path)
     dataset.add(Posts({"1": "one", "2": "two", "3": "three"}))
     for number in (1, 2, 4):
@@ -162,6 +169,19 @@ def test_a_post_gets_its_file_later(tmp_path: Path) -> None:
     assert {name: said[0] for name, said in scanned_captions(dataset).items()} == {
         "1": ["one"], "2": ["two"], "3": ["three"], "4": None,
     }  # fmt: skip
+    out = tmp_path / "out"
+    manifest = export(dataset, MetadataJsonl(pictures="link"), out, recipe=default_recipe(["captions/x"]))
+    assert manifest.counts == {"written": 2, "unchanged": 0, "pictures": 2, "without_text": 1, "without_file": 1}
+    manifest = export(dataset, Kohya(), out / "m.json", recipe=default_recipe(["captions/x"]))
+    assert manifest.counts == {"written": 3, "unchanged": 0, "without_text": 1, "without_caption": 1}
+    assert json.loads((out / "m.json").read_text())["3"] == {"caption": "three"}
+    shutil.rmtree(out)
+    for opens, todo in ((True, 3), (False, 4)):
+        selection = Selection(dataset, Echo(open=opens), "captions/echo")
+        assert (selection.count(), selection.without_file()) == (todo, 4 - todo)
+    ran = annotate(Selection(dataset, Echo(open=False), "captions/echo"), workers=1)
+    assert (ran.good, ran.failed) == (4, 0)
+
     before = dataset.sql("select key, uri, content from pictures order by key").fetchall()
     assert [uri for _, uri, _ in before] == ["1.png", "2.png", None, "4.png"]
     dataset.add(Posts({"1": "one", "2": "zwei", "3": "three"}))  # what is known of the files stays

@@ -25,6 +25,11 @@ class Echo:
     open: bool = option(True, "decode each picture first, as a model would", identity=False)
     seconds: float = option(0.0, "how long to take for each picture", identity=False)
 
+    @property
+    def opens(self) -> bool:
+        """Whether it decodes pictures."""
+        return self.open
+
     def __post_init__(self) -> None:
         try:
             self.says.format(**dict.fromkeys(_FIELDS, 0))

@@ -34,6 +34,9 @@ class Session(Protocol):
 class Annotator(Protocol):
     """The settings of something that turns pictures and rows into rows of one layer. A frozen dataclass.
 
+    Where it has `opens`, and that is false, it opens no pictures, and is given those too that only metadata tells of
+    (their `picture` is None).
+
     A `device` field that says "auto" is replaced by the worker's device ("cpu", "cuda:0", "mps"). A method
     `request(row) -> dict`, where there is one, renders what would be asked, for `--dry-run`.
     """

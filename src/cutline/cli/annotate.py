@@ -93,6 +93,8 @@ def run(
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
     if unreadable:
         say(f"{unreadable:,} of the pictures cannot be read and were left out. Which: {unreadable_query(dataset)}")
+    if absent := selection.without_file():
+        say(f"{absent:,} are known from metadata only and were left out. Add the folder or tars that hold their files")
     left = opened.sql(
         f"select count(*) from {identifier(selection.layer)} as made join pictures using (key) "
         "where made.error is not null and pictures.error is null"

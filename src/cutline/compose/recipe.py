@@ -1,7 +1,10 @@
 """A recipe: how the layers of a picture become the one text that a trainer is given.
 
 [captions]
-first_of = ["captions/human", "captions/blip"]   # the first that has a caption for the picture
+first_of = ["captions/human", "captions/blip"]   # the first that has a caption for the picture; or
+# all_of = ["captions/pixtral", "captions/blip"] # what all of them say, one after the other
+# separator = " "                                # what stands between those
+line_breaks = "keep"                             # or "space": then a caption is one line
 
 [tags]
 first_of = ["tags/danbooru"]
@@ -34,7 +37,7 @@ from cutline import schemas, tags
 from cutline.options import CutlineError
 
 _PARTS = ("tags", "caption")
-_UNDERSCORES = ("keep", "space")
+_KEPT = ("keep", "space")
 
 
 class RecipeError(CutlineError):
@@ -56,6 +59,10 @@ class Recipe:
     separator: str = ", "
     latents: tuple[str, ...] = ()
     """Layers; the first that has a bucket for the picture gives it. No part of the text."""
+    all_captions: bool = False
+    """Whether all layers of captions give what they have, and not the first that has one."""
+    caption_separator: str = " "
+    line_breaks: str = "keep"
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -74,12 +81,15 @@ class Recipe:
     def parse(cls, values: Mapping[str, Any]) -> Recipe:
         """Make a recipe of TOML's tables. Raises RecipeError for anything unknown, naming what is known."""
         _known("the recipe", values, ("captions", "tags", "latents", "text"))
-        captions = _table(values, "captions", ("first_of",))
+        captions = _table(values, "captions", ("first_of", "all_of", "separator", "line_breaks"))
         tag = _table(values, "tags", ("first_of", "order", "separator", "underscores"))
         text = _table(values, "text", ("order", "separator"))
         present = tuple(part for part, table in zip(_PARTS, ("tags", "captions"), strict=True) if table in values)
         recipe = cls(
             captions=_layers(captions, "captions"),
+            all_captions="all_of" in captions,
+            caption_separator=_string("[captions] separator", captions.get("separator", " ")),
+            line_breaks=_string("[captions] line_breaks", captions.get("line_breaks", "keep")),
             tags=_layers(tag, "tags"),
             tag_order=_choices("[tags] order", tag.get("order", schemas.TAG_CATEGORIES), schemas.TAG_CATEGORIES),
             tag_separator=_string("[tags] separator", tag.get("separator", ", ")),
@@ -90,8 +100,14 @@ class Recipe:
         )
         if not present:
             raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
-        if recipe.underscores not in _UNDERSCORES:
-            raise RecipeError(f"[tags] underscores is {' or '.join(_UNDERSCORES)}, not {recipe.underscores!r}")
+        for where, value in (
+            ("[tags] underscores", recipe.underscores),
+            ("[captions] line_breaks", recipe.line_breaks),
+        ):
+            if value not in _KEPT:
+                raise RecipeError(f"{where} is {' or '.join(_KEPT)}, not {value!r}")
+        if "separator" in captions and not recipe.all_captions:
+            raise RecipeError("[captions] separator stands between those of all_of, and there is none")
         for part in recipe.order:
             if part not in present:
                 raise RecipeError(
@@ -113,7 +129,13 @@ class Recipe:
         """The recipe as the tables that `parse` reads back."""
         tables: dict[str, dict[str, Any]] = {}
         if self.captions:
-            tables["captions"] = {"first_of": list(self.captions)}
+            tables["captions"] = {"first_of": list(self.captions), "line_breaks": self.line_breaks}
+            if self.all_captions:
+                tables["captions"] = {
+                    "all_of": list(self.captions),
+                    "separator": self.caption_separator,
+                    "line_breaks": self.line_breaks,
+                }
         if self.tags:
             tables["tags"] = {
                 "first_of": list(self.tags),
@@ -139,7 +161,10 @@ class Recipe:
         Args:
             batch: rows as `Dataset.scan(*recipe.layers)` gives them.
         """
-        captions = _first([_captions(batch, layer) for layer in self.captions], len(batch))
+        found = [_captions(batch, layer) for layer in self.captions]
+        captions = _join(found, self.caption_separator) if self.all_captions else _first(found, len(batch))
+        if self.line_breaks == "space" and pc.any(pc.match_substring(captions, "\n")).as_py():
+            captions = pc.replace_substring_regex(captions, r"\s*\n\s*", " ")
         tag_texts = _first([self._tags(batch, layer) for layer in self.tags], len(batch))
         return captions, tag_texts
 
@@ -275,16 +300,19 @@ def _table(values: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapp
     if not isinstance(table, Mapping):
         raise RecipeError(f"{name} is a table: [{name}]")
     _known(f"[{name}]", table, known)
-    if name in values and "first_of" in known and not table.get("first_of"):
+    if name in values and "first_of" in known and not table.get("first_of") and not table.get("all_of"):
         raise RecipeError(f'[{name}] needs first_of = ["{name}/…"]')
+    if "first_of" in table and "all_of" in table:
+        raise RecipeError(f"[{name}] has first_of and all_of; it can do one of the two")
     return table
 
 
 def _layers(table: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    layers = _strings(f"[{kind}] first_of", table.get("first_of", []))
+    which = "all_of" if "all_of" in table else "first_of"
+    layers = _strings(f"[{kind}] {which}", table.get(which, []))
     for layer in layers:
         if not layer.startswith(f"{kind}/"):
-            raise RecipeError(f"[{kind}] first_of names '{layer}'; a layer that it can read starts with {kind}/")
+            raise RecipeError(f"[{kind}] {which} names '{layer}'; a layer that it can read starts with {kind}/")
     return layers
 
 

@@ -249,8 +249,14 @@ class Dataset:
             raise CutlineError(
                 f"no picture of {self.root} has the key {key!r}. Keys: cutline sql {self.root} 'from pictures'"
             )
+        if found[0] is None:
+            raise CutlineError(f"only metadata tells of {key!r}. Add the folder or archive that holds its file")
         uri, size, mtime_ns, content, offset = found
         return Picture(self.path(uri), size=size, mtime_ns=mtime_ns, content=content, offset=offset)
+
+    def count_without_file(self) -> int:
+        """How many pictures only metadata tells of."""
+        return self.sql("from pictures where uri is null and error is null").count()
 
     def add(
         self,

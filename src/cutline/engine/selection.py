@@ -94,7 +94,21 @@ class Selection:
         return total if self.limit is None else min(total, self.limit)
 
     def _missing(self) -> Relation:
-        return self.dataset.missing(self.layer, where=self.where, retry=self.retry)
+        where = f"({self.where}\n)" if self.where else ""
+        if self._opens:
+            where = f"{where} and uri is not null" if where else "uri is not null"
+        return self.dataset.missing(self.layer, where=where, retry=self.retry)
+
+    @property
+    def _opens(self) -> bool:
+        opens: bool = getattr(self.annotator, "opens", True)
+        return opens
+
+    def without_file(self) -> int:
+        """How many pictures are left out since only metadata tells of them, and the annotator would open them."""
+        if not self._opens:
+            return 0
+        return self.dataset.count_without_file()
 
     def first_request(self) -> dict[str, Any] | None:
         """What would be asked for the first picture, and under `hash` the digest that its row will carry."""

@@ -82,7 +82,7 @@ def _rows(
             if stop.is_set():
                 return
             known = {name: row[name] for name in ("size", "mtime_ns", "content", "offset")}
-            yield {**row, "picture": Picture(root / row["uri"], **known)}
+            yield {**row, "picture": row["uri"] and Picture(root / row["uri"], **known)}
         if inbox.empty():
             send("hungry")
         message = inbox.get()

@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import shutil
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,13 +29,19 @@ BATCH = 16_384
 
 
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
-    """A recipe by path or by its name in the dataset's `recipes` folder; without one, the obvious one or a refusal."""
+    """A recipe by path, by its name in the dataset's `recipes` folder, or a preset; without one, the obvious one."""
     if not name:
         return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
     for path in (Path(name), dataset.home / "recipes" / f"{name}.toml"):
         if path.is_file():
             return Recipe.from_toml(path)
-    raise CutlineError(f"there is no recipe {name}, neither as a file nor as {dataset.home}/recipes/{name}.toml")
+    presets = {path.name.removesuffix(".toml"): path for path in (files("cutline") / "presets" / "recipes").iterdir()}
+    if name in presets:
+        return Recipe.parse(tomllib.loads(presets[name].read_text("utf-8")))
+    raise CutlineError(
+        f"there is no recipe {name}, neither as a file nor as {dataset.home}/recipes/{name}.toml. "
+        f"Cutline brings: {', '.join(sorted(presets))}"
+    )
 
 
 def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_run: bool = False) -> Manifest:
@@ -55,7 +63,11 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
         beside = [out.with_name(name) for name in getattr(plugin, "beside", ())]
         kept = _keep([out / "metadata.jsonl" if out.is_dir() else out, *beside], folder)
     wanted = getattr(plugin, "columns", COLUMNS)
-    manifest = plugin.write(ahead(rows(dataset, recipe, wanted)), out, dry_run=dry_run)
+    opens = getattr(plugin, "files", False)
+    given = rows(dataset, recipe, wanted, where="uri is not null" if opens else "")
+    manifest = plugin.write(ahead(given), out, dry_run=dry_run)
+    if opens and (absent := dataset.count_without_file()):
+        manifest.counts["without_file"] = absent
     manifest.notes.extend(
         f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
     )
@@ -93,10 +105,12 @@ def _keep(files: list[Path], folder: Path) -> list[Path]:
     return copies
 
 
-def rows(dataset: Dataset, recipe: Recipe, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
+def rows(
+    dataset: Dataset, recipe: Recipe, columns: Sequence[str] = COLUMNS, *, where: str = ""
+) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
-    for batch in dataset.scan(*recipe.layers, fields=recipe.fields, rows=BATCH):
+    for batch in dataset.scan(*recipe.layers, where=where, fields=recipe.fields, rows=BATCH):
         made = {name: batch.column(name) for name in columns if name in batch.schema.names}
         made["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
         if "path" in columns:

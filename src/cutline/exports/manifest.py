@@ -44,8 +44,9 @@ class Manifest:
 class Export(Protocol):
     """A plug-in that writes other people's formats: a frozen dataclass with one verb.
 
-    Where it has `columns`, it is given those of `COLUMNS` and no others, which saves the work of making them. Where it
-    has `beside`, it may write files of these names beside `out`; what stood there is kept.
+    It may have class variables: `columns`, those of `COLUMNS` that it wants, which saves the work of making others;
+    `files`, true where it can do nothing with pictures that only metadata tells of; `beside`, names of files that it
+    may write beside `out` (what stood there is kept).
     """
 
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -34,6 +34,8 @@ class MetadataJsonl:
 
     The pictures must be below the folder it stands in; `pictures=link` or `copy` puts them there.
     """
+
+    files: ClassVar[bool] = True
 
     pictures: Literal["", "link", "copy"] = option(
         "", "put the pictures into the folder: link (a hard link, which takes no space) or copy"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -65,6 +65,8 @@ class WebDataset:
     The same pictures and texts always make the same tars, bit for bit. `manifest.json` beside them says what each
     holds; by it an export that was interrupted goes on where it stopped.
     """
+
+    files: ClassVar[bool] = True
 
     count: int = option(10_000, "pictures in one tar, at most")
     size: int = option(1 << 30, "bytes in one tar, at most; a picture that is larger has a tar of its own")

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from cutline import schemas
 from cutline.dataset import Found, KeyRule
+from cutline.dataset.query import bound
 from cutline.files import storage_error
 from cutline.formats import booru, delimited, sidecar
 from cutline.layer import identifier, quote
@@ -34,7 +35,6 @@ FORMS = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 BATCH = 50_000
 """Posts."""
 
-_MEMORY = "1GB"
 _SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
 
@@ -59,7 +59,8 @@ class Booru:
         known = self._map(paths[0])
         reader = _Reader(self, known)
         with tempfile.TemporaryDirectory(prefix="cutline-") as folder, duckdb.connect() as con:
-            con.execute(f"set memory_limit = '{_MEMORY}'; set temp_directory = {quote(folder)}; set timezone = 'UTC'")
+            bound(con, Path(folder))
+            con.execute("set timezone = 'UTC'")
             tables = []
             for number, path in enumerate(paths):
                 if lacks := known.missing(there := columns(path)):
