@@ -37,6 +37,12 @@ TARGETS = {DUMP: 10.0, MERGE: 10.0, COMPACTED: 12.0}
 MEGABYTES, MEGABYTES_8M, GROWTH = 2500.0, 4000.0, 4.6
 GROUPS = ("artist", "character", "copyright", "general", "meta")  # in the order of the seed
 
+CAPTIONS = """[columns]
+id = ["index"]
+[captions]
+florence-long = "florence_long"
+"""
+
 RECIPES = {
     DUMP: f'[tags]\nfirst_of = ["tags/danbooru"]\norder = {json.dumps(GROUPS)}\n',
     MERGE: f'[tags]\nfirst_of = ["tags/danbooru"]\norder = {json.dumps(GROUPS)}\n'
@@ -141,9 +147,13 @@ def fill(dataset: Path, home: Path) -> None:
     if dataset.exists():
         return
     dataset.mkdir()
+    (home / "captions.toml").write_text(CAPTIONS)
     for name in ("metadata.parquet", "captions.parquet", "latents.json"):
-        more = ("-o", "layer=kohya") if name == "latents.json" else ()
-        seconds, megabytes = run(cutline("add", dataset, home / name, *more))
+        more = {
+            "latents.json": ("-o", "layer=kohya"),
+            "captions.parquet": ("--from", "booru", "-o", f"map={home / 'captions.toml'}"),
+        }
+        seconds, megabytes = run(cutline("add", dataset, home / name, *more.get(name, ("--from", "booru"))))
         print(f"cutline add {name}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
 
 

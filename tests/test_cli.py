@@ -173,7 +173,7 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
     [
         (["status", "."], 1, "cutline add "),
         (["add", "nowhere"], 1, "there is no"),
-        (["add", "photos", "--from", "nothing"], 2, "there are: coco, folder, imagefolder, kohya, webdataset"),
+        (["add", "photos", "--from", "nothing"], 2, "there are: booru, coco, folder, imagefolder, kohya, webdataset"),
         (["annotate", "photos", "nothing"], 2, "there are: blip, echo, facts"),
         (["annotate", "photos", "echo", "-o", "say=x"], 2, "It has: open, says, seconds"),
         (["annotate", "photos", "echo", "-o", "open=perhaps"], 2, "does not fit"),
@@ -183,7 +183,7 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
         (["annotate", "photos", "echo", "--retry", "all"], 2, "errors or rejected"),
         (["annotate", "photos", "facts", "--retry", "rejected"], 2, "no verdicts"),
         (["export", "photos", "nothing", "out"], 2, "there are: kohya, metadata_jsonl, sidecar, webdataset"),
-        (["export", "photos", "kohya", "out"], 2, "must end with .json or .jsonl"),
+        (["export", "photos", "kohya", "out"], 2, "must end with .json, .jsonl or .parquet"),
         (["export", "photos", "sidecar", "out", "--recipe", "nothing"], 1, "there is no recipe nothing"),
         (["stats", "photos", "pictures"], 2, "there are: captions/sidecar"),
         (["status", "photos", "--duplicates"], 1, "make it: cutline annotate "),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -114,7 +114,7 @@ def test_export_contract(tmp_path: Path, name: str) -> None:
     assert first.format == name
     assert (first.counts["written"], first.counts["without_text"]) == (2, 1)
     assert first.diff == []
-    assert first.sha256 == dry.sha256
+    assert first.xxh128 == dry.xxh128
     written = {path: data for path, data in tree(tmp_path).items() if path not in before}
     assert written
     assert {path: data for path, data in tree(tmp_path).items() if path in before} == before
@@ -123,7 +123,7 @@ def test_export_contract(tmp_path: Path, name: str) -> None:
     second = plugin.write(rows(tmp_path, texts), out)
     assert second.counts["unchanged"] == 2
     assert not second.counts.get("written")
-    assert second.sha256 == first.sha256
+    assert second.xxh128 == first.xxh128
     assert {path: (tmp_path / path).stat().st_mtime_ns for path in written} == times
     assert plugin.write(rows(tmp_path, texts), out, dry_run=True).diff == []
 
@@ -157,11 +157,11 @@ def test_sidecars_of_every_name_come_back(tmp_path: Path) -> None:
     assert texts_of(Folder(tmp_path)) == TEXTS
     assert (tmp_path / "a/x.txt").read_bytes() == b"plain"
     lines = sorted(
-        (f"{os.path.splitext(name)[0]}.txt".encode(), hashlib.sha256(text.encode()).hexdigest())
+        (f"{os.path.splitext(name)[0]}.txt".encode(), xxhash.xxh3_128(text.encode()).hexdigest())
         for name, text in TEXTS.items()
     )
     listed = b"".join(code.encode() + b"  " + name + b"\n" for name, code in lines)
-    assert manifest.sha256 == hashlib.sha256(listed).hexdigest()
+    assert manifest.xxh128 == xxhash.xxh3_128(listed).hexdigest()
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -262,7 +262,7 @@ def test_kohya_loads_in_todays_trainer(tmp_path: Path, suffix: str) -> None:
                       "none.jpg": "t_1, ^_^"}  # fmt: skip
     assert manifest.counts == {"written": len(texts), "unchanged": 0, "without_text": 0, "without_caption": 1}
     assert json.loads((tmp_path / "missing.json").read_text()) == {"tags": [], "caption": ["none.jpg"], "latent": []}
-    assert manifest.sha256 == hashlib.sha256((tmp_path / f"m.{suffix}").read_bytes()).hexdigest()
+    assert manifest.xxh128 == xxhash.xxh3_128((tmp_path / f"m.{suffix}").read_bytes()).hexdigest()
 
 
 def test_kohya_fields_and_order(tmp_path: Path) -> None:

@@ -133,6 +133,14 @@ def kohya_file(world: World) -> Path:
     return path
 
 
+def tagged(world: World, **given: Any) -> bytes:
+    """An export with a picture that has tags and no caption."""
+    for path in world.photos.rglob("*.txt"):
+        path.unlink()
+    world.add("kohya", path=kohya_file(world))
+    return world.export("kohya", "x.json", **given).read_bytes()
+
+
 def coco_file(world: World) -> Path:
     path = world.folder / "captions.json"
     said = [{"id": number, "image_id": 7, "caption": caption} for number, caption in enumerate(("a cat", "on a mat"))]
@@ -264,6 +272,13 @@ PLUGINS: dict[str, Seen] = {
     ),
     "exports kohya legacy": lambda w: (
         set(json.loads(w.export("kohya", "x.json", legacy=True).read_text())) == set("abcd")
+    ),
+    "exports kohya caption_from_tags": lambda w: (
+        b'"caption": "one, two"' not in tagged(w) and b'"caption": "one, two"' in tagged(w, caption_from_tags=True)
+    ),
+    "exports kohya missing": lambda w: (
+        not w.export("kohya", "x.json", missing=False).with_name("missing.json").exists()
+        and w.export("kohya", "y.json").with_name("missing.json").exists()
     ),
     "exports metadata_jsonl pictures": lambda w: (
         w.export("metadata_jsonl", "out", pictures="copy").with_name("a.png").exists()

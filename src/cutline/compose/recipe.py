@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -249,8 +250,21 @@ def _captions(batch: pa.RecordBatch, layer: str) -> pa.StringArray:
         return pa.nulls(len(batch), pa.string())
     texts = pc.struct_field(rows, "texts")
     kept = pc.fill_null(pc.not_equal(pc.struct_field(rows, "verdict"), "rejected"), True)
-    said = pc.and_(pc.and_(_counts(rows), kept), pc.fill_null(pc.greater(pc.list_value_length(texts), 0), False))
+    some = pc.fill_null(pc.greater(pc.list_value_length(texts), 0), False)
+    said = pc.and_(pc.and_(_counts(rows), kept), some)
+    one_each = pc.max(pc.list_value_length(texts)).as_py() == 1 and not texts.values.null_count and said.equals(some)
+    if one_each:
+        return _none_if_empty(_only_ones(texts, said))
     return _none_if_empty(texts.values.take(pc.if_else(said, texts.offsets[:-1], None)))
+
+
+def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
+    """Lists of one text, or none, as texts, over the same bytes."""
+    values = texts.values
+    places = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    offsets = places[texts.offsets.to_numpy()]
+    valid = pa.array(said.to_numpy(zero_copy_only=False)).buffers()[1]
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), values.buffers()[2], valid)
 
 
 def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:

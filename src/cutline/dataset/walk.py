@@ -1,18 +1,19 @@
 """Pictures joined with layers, as a stream: one slice of the keys after the other, in memory that does not grow.
 
 Compacting and adding cut all layers at the same keys (`cuts`). Between two cuts there are a hundred thousand pictures
-or so; their rows are read from each layer, sorted by key, and put beside each other. Where a layer has one row for each
-key there, which is what it has after compacting, its Parquet is read as it stands; elsewhere the database says which
-rows count. While one slice is used, the next is read.
+or so. Where a layer has one row for each key there, which is what it has after compacting, its Parquet is read as it
+stands, row group by row group; elsewhere the database says which rows count. As all is sorted by key, some thousand
+pictures and their rows at a time are put beside each other, while those before are used.
 
 Lists of tags come dictionary-coded: each batch names a tag once, however many pictures have it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from cutline import schemas
 from cutline.dataset.cuts import text_of
 from cutline.dataset.query import BATCH_ROWS, Views
-from cutline.layer import disjoint, extent, within
+from cutline.layer import ROW_GROUP, disjoint, extent, within
 
 _CODED = pa.list_(pa.dictionary(pa.int32(), pa.string()))
 
@@ -42,67 +43,101 @@ def walk(
         views: the dataset's.
         layers: which to join; one that does not exist is a column of nulls.
         keys: only these pictures, sorted; all by default.
-        fields: the columns of layers to read, all by default; key, content and error always.
+        fields: the columns to read, all by default; key, uri, content and error always.
         rows: of a batch, at most.
     """
-    slices = views.again(views.slices)
-
-    def read(low: str | None, high: str | None) -> pa.Table | None:
-        wanted = keys
-        if wanted is not None:
-            begin = 0 if low is None else bisect_left(wanted, low, key=text_of)
-            end = len(wanted) if high is None else bisect_left(wanted, high, key=text_of)
-            if begin == end:
-                return None
-            wanted = wanted[begin:end].cast(pa.string())
-        return views.again(lambda: _slice(views, layers, low, high, wanted, fields))
-
-    with ThreadPoolExecutor(1) as ahead:
-        waiting: Future[pa.Table | None] | None = ahead.submit(read, *slices[0])
-        for following in [*slices[1:], None]:
-            assert waiting is not None
-            table = waiting.result()
-            waiting = ahead.submit(read, *following) if following else None
-            if table is not None:
-                yield from table.to_batches(rows)
-            del table
+    return ahead(_batches(views, [name for name in layers if name != "pictures"], keys, fields, rows))
 
 
-def _slice(
+def ahead(batches: Iterator[pa.RecordBatch], count: int = 2) -> Iterator[pa.RecordBatch]:
+    """The same batches, made by a thread of their own while those before are used; so many wait, at most."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(count))
+        try:
+            while (batch := waiting.popleft().result()) is not None:
+                waiting.append(thread.submit(next, batches, None))
+                yield batch
+        finally:
+            for unwanted in waiting:
+                unwanted.cancel()
+
+
+def _batches(
     views: Views,
     layers: Sequence[str],
-    low: str | None,
-    high: str | None,
-    wanted: pa.StringArray | None,
+    keys: pa.LargeStringArray | None,
     fields: Sequence[str] | None,
-) -> pa.Table:
-    pictures = _rows(views, "pictures", low, high, None)
-    kept = pc.is_null(pictures.column("error"))
-    if wanted is not None:
-        kept = pc.and_(kept, pc.is_in(pictures.column("key"), value_set=wanted))
-    if not pc.all(kept, min_count=0).as_py():
-        pictures = pictures.filter(kept)
-    pictures = pictures.combine_chunks()
-    known = views.names()
-    for name in layers:
-        if name == "pictures":
+    rows: int,
+) -> Iterator[pa.RecordBatch]:
+    for low, high in views.again(views.slices):
+        if keys is not None and _place(keys, low) == _place(keys, high, end=True):
             continue
-        joined = pa.nulls(len(pictures))
-        if name in known:
-            joined = _beside(pictures, _rows(views, name, low, high, fields))
-        pictures = pictures.append_column(name, joined)
-    return pictures
+
+        def opened(low: str | None = low, high: str | None = high) -> dict[str, Iterator[pa.Table]]:
+            known = [name for name in layers if name in views.names()]
+            return {name: _tables(views, name, low, high, fields) for name in ("pictures", *known)}
+
+        tables = views.again(opened)  # from here on all files are open, and a compact may take them away
+        beside = {name: _Sorted(found) for name, found in tables.items() if name != "pictures"}
+        for pictures in tables["pictures"]:
+            last = pictures.column("key")[-1].as_py()
+            kept = pc.is_null(pictures.column("error"))
+            if keys is not None:
+                wanted = keys[_place(keys, pictures.column("key")[0].as_py()) : _place(keys, last) + 1]
+                kept = pc.and_(kept, pc.is_in(pictures.column("key"), value_set=wanted.cast(pa.string())))
+            found = {name: source.upto(last) for name, source in beside.items()}
+            if not pc.any(kept).as_py():
+                continue
+            if not pc.all(kept).as_py():
+                pictures = pictures.filter(kept)
+            for name in layers:
+                joined = _beside(pictures, found[name]) if name in found else pa.nulls(len(pictures))
+                pictures = pictures.append_column(name, joined)
+            yield from pictures.combine_chunks().to_batches(rows)
 
 
-def _beside(pictures: pa.Table, rows: pa.Table) -> pa.StructArray:
+def _place(keys: pa.LargeStringArray, key: str | None, *, end: bool = False) -> int:
+    """Where a key is, or would be; no key is the beginning, or the end."""
+    return bisect_left(keys, key, key=text_of) if key is not None else len(keys) if end else 0
+
+
+class _Sorted:
+    """A layer's rows on their way, sorted by key."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._waiting: pa.Table | None = next(tables, None)
+
+    def upto(self, last: str) -> list[pa.Table]:
+        """The next rows, up to and with this key."""
+        found = []
+        while (table := self._waiting) is not None:
+            keys = table.column("key")
+            if keys[-1].as_py() > last:
+                inside = bisect_right(keys, last, key=text_of)
+                found.append(table.slice(0, inside))
+                self._waiting = table.slice(inside)
+                break
+            found.append(table)
+            self._waiting = next(self._tables, None)
+        return [table for table in found if len(table)]
+
+
+def _beside(pictures: pa.Table, found: list[pa.Table]) -> pa.StructArray:
     """For each picture the layer's row as a struct, null where there is none or it is about another content."""
-    columns = {name: _whole(rows.column(name)) for name in rows.column_names}
+    if not found:
+        return pa.nulls(len(pictures))
+    columns = {name: _stacked([table.column(name) for table in found]) for name in found[0].column_names}
     keys, absent = columns.pop("key"), None
     wanted = _whole(pictures.column("key"))
     if not keys.equals(wanted):
         places = pc.index_in(wanted, value_set=keys)
         absent = pc.is_null(places)
-        columns = {name: column.take(places) for name, column in columns.items()}
+        whole = len(places) - places.null_count == len(keys)  # each row has its picture: the lists need no copy
+        columns = {
+            name: _spread(column, absent) if whole and pa.types.is_list(column.type) else column.take(places)
+            for name, column in columns.items()
+        }
     content = columns["content"]
     if content.null_count < len(content):
         other = pc.fill_null(pc.not_equal(content, _whole(pictures.column("content"))), False)
@@ -110,68 +145,81 @@ def _beside(pictures: pa.Table, rows: pa.Table) -> pa.StructArray:
     return pa.StructArray.from_arrays(list(columns.values()), names=list(columns), mask=absent)
 
 
+def _spread(lists: pa.ListArray, absent: pa.BooleanArray) -> pa.ListArray:
+    """Lists with empty places among them, over the same values."""
+    before = np.cumsum(np.concatenate([[0], ~absent.to_numpy(zero_copy_only=False)]))
+    offsets = pa.array(lists.offsets.to_numpy()[before])
+    if lists.null_count:
+        absent = pc.or_(absent, pc.is_null(lists).take(pa.array(np.minimum(before[:-1], len(lists) - 1))))
+    return pa.ListArray.from_arrays(offsets, lists.values, mask=absent)
+
+
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _rows(views: Views, name: str, low: str | None, high: str | None, fields: Sequence[str] | None) -> pa.Table:
-    """The rows of a layer that count, between two keys, sorted by key, each column in one piece."""
+def _tables(
+    views: Views, name: str, low: str | None, high: str | None, fields: Sequence[str] | None
+) -> Iterator[pa.Table]:
+    """The rows of a layer that count, between two keys, in tables sorted by key. What can vanish is opened at once."""
     parts = within(views.parts(name), low, high)
-    said = schemas.columns(name)
-    columns = ["key", *(column for column in said if fields is None or column in fields), "content", "error"]
-    if name == "pictures":
-        columns.append("detail")
-    if parts and disjoint(parts):
-        return _plain(sorted(parts, key=lambda part: extent(part).first), columns, low, high)
+    always = {"uri"} if name == "pictures" else set()
+    columns = [column for column in schemas.columns(name) if fields is None or column in fields or column in always]
+    columns = ["key", *columns, "content", "error", *(["detail"] if name == "pictures" and fields is None else [])]
+    if disjoint(parts):
+        lists = schemas.TAG_CATEGORIES if schemas.kind(name) == "tags" else ()
+        coded = [f"{category}.list.element" for category in lists]
+        files = [pq.ParquetFile(part, read_dictionary=coded) for part in sorted(parts, key=_first)]
+        return _plain(files, columns, low, high)
     names = ", ".join(f'"{column}"' for column in columns)
     table = views.table(f"select {names} from ({views.view(name, low, high)}) order by key")
     schema = schemas.schema(name)
     arrays = [_coded(_whole(table.column(column).cast(schema.field(column).type)), name) for column in columns]
-    return pa.table(dict(zip(columns, arrays, strict=True)))
+    whole = pa.table(dict(zip(columns, arrays, strict=True)))
+    return (whole.slice(start, ROW_GROUP) for start in range(0, len(whole), ROW_GROUP))
+
+
+def _first(part: Path) -> str:
+    return extent(part).first
 
 
 def _coded(column: pa.Array, layer: str) -> pa.Array:
     if schemas.kind(layer) != "tags" or not pa.types.is_list(column.type):
         return column
-    values = column.values.dictionary_encode()
-    return (
-        pa.ListArray.from_arrays(column.offsets, values, mask=pc.is_null(column))
-        if len(column)
-        else pa.array([], _CODED)
-    )
+    if len(column) == 0:
+        return pa.array([], _CODED)
+    return pa.ListArray.from_arrays(column.offsets, column.values.dictionary_encode(), mask=pc.is_null(column))
 
 
-def _plain(parts: Sequence[Path], columns: list[str], low: str | None, high: str | None) -> pa.Table:
+def _plain(files: list[pq.ParquetFile], columns: list[str], low: str | None, high: str | None) -> Iterator[pa.Table]:
     """The rows of parts that share no keys, read as they stand."""
-    groups: list[pa.Table] = []
-    for part in parts:
-        schema = pq.read_schema(part)
-        tags = [
-            name for name in columns if pa.types.is_list(schema.field(name).type) and name in schemas.TAG_CATEGORIES
-        ]
-        with pq.ParquetFile(part, read_dictionary=[f"{name}.list.element" for name in tags]) as file:
+    for file in files:
+        with file:
             for index in range(file.metadata.num_row_groups):
-                keys = file.metadata.row_group(index).column(0).statistics
-                if (high is None or keys.min < high) and (low is None or keys.max >= low):
-                    groups.append(file.read_row_group(index, columns=columns))
-    table = pa.table({name: _stacked([group.column(name) for group in groups]) for name in columns})
-    keys = table.column("key")
-    begin = 0 if low is None else pc.sum(pc.less(keys, low)).as_py()
-    end = len(keys) if high is None else pc.sum(pc.less(keys, high)).as_py()
-    return table.slice(begin, end - begin).combine_chunks() if (begin, end) != (0, len(keys)) else table
+                ends = file.metadata.row_group(index).column(0).statistics
+                if (high is not None and ends.min >= high) or (low is not None and ends.max < low):
+                    continue
+                table = file.read_row_group(index, columns=columns)
+                keys = table.column("key")
+                begin = bisect_left(keys, low, key=text_of) if low is not None and ends.min < low else 0
+                end = bisect_left(keys, high, key=text_of) if high is not None and ends.max >= high else len(keys)
+                yield table.slice(begin, end - begin) if end - begin < len(keys) else table
 
 
 def _stacked(columns: list[pa.ChunkedArray]) -> pa.Array:
     """One array of many. Arrow cannot stack lists of coded tags: their dictionaries go one after the other."""
     pieces = [piece for column in columns for piece in column.chunks]
+    if len(pieces) == 1:
+        return pieces[0]
     if pieces[0].type != _CODED:
         return pa.concat_arrays(pieces)
     codes, dictionaries, offsets, shift, filled = [], [], [np.zeros(1, np.int32)], 0, 0
     for piece in pieces:
-        values = piece.values
+        ends = piece.offsets.to_numpy()
+        values = piece.values.slice(ends[0], ends[-1] - ends[0])
         codes.append(values.indices.to_numpy(zero_copy_only=False) + np.int32(shift))
         dictionaries.append(values.dictionary)
-        offsets.append(piece.offsets.to_numpy()[1:] + np.int32(filled))
+        offsets.append(ends[1:] - ends[0] + np.int32(filled))
         shift += len(values.dictionary)
         filled += len(values)
     values = pa.DictionaryArray.from_arrays(np.concatenate(codes), pa.concat_arrays(dictionaries))

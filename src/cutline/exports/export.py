@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
+from cutline.dataset.walk import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest
-from cutline.exports.writing import ahead, make_folder
+from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
 
@@ -87,13 +89,13 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
 def _keep(files: list[Path], folder: Path) -> list[Path]:
     """Keep copies of files that an export may replace, unless an earlier export of this dataset wrote them."""
     manifests = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
-    ours = {sha256 for said in manifests for sha256 in (said["sha256"], *said["beside"].values())}
+    ours = {xxh128 for said in manifests for xxh128 in (said["xxh128"], *said["beside"].values())}
     copies = []
     for there in filter(Path.is_file, files):
         with there.open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        kept = folder / "replaced" / f"{sha256[:8]}-{there.name}"
-        if sha256 in ours or kept.exists():
+            xxh128 = hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest()
+        kept = folder / "replaced" / f"{xxh128[:8]}-{there.name}"
+        if xxh128 in ours or kept.exists():
             continue
         make_folder(kept.parent)
         try:
@@ -110,7 +112,7 @@ def rows(
 ) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
-    for batch in dataset.scan(*recipe.layers, where=where, fields=recipe.fields, rows=BATCH):
+    for batch in dataset.scan(*recipe.layers, where=where, fields=(*columns, *recipe.fields), rows=BATCH):
         made = {name: batch.column(name) for name in columns if name in batch.schema.names}
         made["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
         if "path" in columns:

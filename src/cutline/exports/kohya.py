@@ -57,7 +57,7 @@ class Kohya:
             writer = {".json": _write_object, ".jsonl": _write_lines, ".parquet": _write_parquet}[out.suffix]
             writer(handle, self._entries(rows, counts, lacking))
 
-        sha256, changed, diff = write_file(out, produce, dry_run=dry_run)
+        xxh128, changed, diff = write_file(out, produce, dry_run=dry_run)
         beside: dict[str, str] = {}
         if self.missing and not dry_run:
             beside["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
@@ -65,7 +65,7 @@ class Kohya:
         notes = []
         if archived := counts.pop("archived", 0):
             notes.append(f"{archived:,} of these pictures are inside archives, where no trainer of kohya's finds them")
-        return Manifest("kohya", out, dict(counts) | lacking.counts(), sha256, beside, diff, notes)
+        return Manifest("kohya", out, dict(counts) | lacking.counts(), xxh128, beside, diff, notes)
 
     def _entries(
         self, rows: Iterator[pa.RecordBatch], counts: Counter[str], lacking: _Lacking
@@ -94,7 +94,7 @@ class Kohya:
             counts["without_text"] += len(batch) - len(made)
             counts["entries"] += len(made)
             counts["archived"] += len(batch) - batch.column("offset").null_count
-            if self.legacy:
+            if name is not uri:
                 given.append(pa.RecordBatch.from_arrays([name, uri], names=["name", "uri"]))
             yield made
         if given:

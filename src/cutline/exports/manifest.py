@@ -31,10 +31,10 @@ class Manifest:
     out: Path
     counts: dict[str, int]
     """Pictures: `written`, `unchanged` (it stood there already), `without_text`, and more of an export's own."""
-    sha256: str
-    """Of the file, or of the lines `<sha256>  <relative path>\\n` of the files, sorted by path."""
+    xxh128: str
+    """XXH3's 128 bits (`xxhsum -H128`) of the file, or of the files' lines `<hash>  <path>\\n`, sorted by path."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Other files that it wrote beside `out`, with their sha256."""
+    """Other files that it wrote beside `out`, with their xxh128."""
     diff: list[str] = field(default_factory=list)
     """For a dry run: what would change, line by line."""
     notes: list[str] = field(default_factory=list)

@@ -70,7 +70,7 @@ class MetadataJsonl:
             def produce(handle: IO[bytes]) -> None:
                 metadata_jsonl.write(handle, ((name, text) for name, text, _, _ in self._texts(folder, again)))
 
-            sha256, changed, diff = write_file(folder / _FILE, produce, dry_run=dry_run)
+            xxh128, changed, diff = write_file(folder / _FILE, produce, dry_run=dry_run)
             splits = 0
             for name, *_ in self._texts(folder, again):
                 counts["written" if changed else "unchanged"] += 1
@@ -83,7 +83,7 @@ class MetadataJsonl:
                 f"{splits:,} pictures are named like a split (train, test …), for which datasets would leave out the "
                 f'texts. Load them all with load_dataset("imagefolder", data_dir="{folder}", data_files="**")'
             )
-        return Manifest("metadata_jsonl", folder / _FILE, dict(counts), sha256, diff=diff, notes=notes)
+        return Manifest("metadata_jsonl", folder / _FILE, dict(counts), xxh128, diff=diff, notes=notes)
 
     def _texts(
         self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]

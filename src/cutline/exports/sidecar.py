@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import xxhash
 
 from cutline.exports.manifest import Manifest
 from cutline.exports.writing import (
@@ -71,7 +71,7 @@ class Sidecar:
                 there = _read(out / name)
                 outcome, data = self._outcome(there, text)
                 counts[outcome] += 1
-                hashes.append(f"{name}\0{hashlib.sha256(data).hexdigest()}")
+                hashes.append(f"{name}\0{xxhash.xxh3_128(data).hexdigest()}")
                 if outcome != "written":
                     continue
                 if not dry_run:
@@ -145,8 +145,8 @@ def _difference(name: str, there: bytes | None, data: bytes) -> list[str]:
 
 
 def _digest(hashes: list[str]) -> str:
-    """sha256 of `<sha256>  <name>` lines, sorted by name."""
-    total = hashlib.sha256()
+    """xxh128 of `<xxh128>  <name>` lines, sorted by name."""
+    total = xxhash.xxh3_128()
     for item in sorted(hashes, key=str.encode):
         name, _, code = item.partition("\0")
         total.update(f"{code}  {name}\n".encode())

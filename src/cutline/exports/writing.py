@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 import pyarrow as pa
+import xxhash
 
 from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
@@ -102,41 +103,32 @@ def write_file(out: Path, produce: Callable[[IO[bytes]], None], *, dry_run: bool
     """Write one whole file, or say what it would change.
 
     Returns:
-        The file's sha256, whether it differs from what is there (a file that does not is left untouched), and for a
+        The file's xxh128, whether it differs from what is there (a file that does not is left untouched), and for a
         dry run what would change.
     """
     if dry_run:
         with tempfile.TemporaryFile() as handle:
-            sha256 = _produced(handle, produce)
+            xxh128 = _produced(handle, produce)
             handle.seek(0)
-            changed = sha256 != _sha256(out, handle)
-            return sha256, changed, _differences(out, handle) if changed else []
+            changed = xxh128 != _xxh128(out, handle)
+            return xxh128, changed, _differences(out, handle) if changed else []
     make_folder(out.parent)
-    sha256, changed = "", False
+    xxh128, changed = "", False
     # Not synced to the disk: an export can be made again, and of many gigabytes that would take most of the time.
     with suppress(_Unchanged), whole_file(out, "w+b", durable=False) as handle:
-        sha256 = _produced(handle, produce)
-        if sha256 == _sha256(out, handle):
+        xxh128 = _produced(handle, produce)
+        if xxh128 == _xxh128(out, handle):
             raise _Unchanged
         changed = True
-    return sha256, changed, []
+    return xxh128, changed, []
 
 
 def _produced(handle: IO[bytes], produce: Callable[[IO[bytes]], None]) -> str:
-    """Let a file be written, by a thread that hashes what it writes; the sha256."""
+    """Let a file be written, by a thread that hashes what it writes; the xxh128."""
     with _Hashed(handle) as hashed:
         produce(cast(IO[bytes], hashed))
     handle.flush()
-    return hashed.sha256.hexdigest()
-
-
-def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same batches, made by a thread of their own while those before are used."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, batches, None) for _ in range(2))
-        while (batch := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, batches, None))
-            yield batch
+    return hashed.xxh128.hexdigest()
 
 
 class _Hashed:
@@ -147,7 +139,7 @@ class _Hashed:
         self._thread = ThreadPoolExecutor(1)
         self._written: deque[Future[None]] = deque()
         self._told = 0
-        self.sha256 = hashlib.sha256()
+        self.xxh128 = xxhash.xxh3_128()
         self.closed = False
 
     def write(self, data: bytes | memoryview) -> int:
@@ -164,7 +156,7 @@ class _Hashed:
         """What is written goes on its way by itself."""
 
     def _write(self, data: bytes | memoryview) -> None:
-        self.sha256.update(data)
+        self.xxh128.update(data)
         self._handle.write(data)
 
     def __enter__(self) -> Self:
@@ -189,12 +181,12 @@ class _Unchanged(Exception):
     """The new file is the old one: leave it."""
 
 
-def _sha256(path: Path, new: IO[bytes]) -> str:
-    """The sha256 of the file that is there, if it can be the same as the new one."""
+def _xxh128(path: Path, new: IO[bytes]) -> str:
+    """The xxh128 of the file that is there, if it can be the same as the new one."""
     try:
         with path.open("rb") as handle:
             same_size = os.fstat(handle.fileno()).st_size == os.fstat(new.fileno()).st_size
-            return hashlib.file_digest(handle, "sha256").hexdigest() if same_size else ""
+            return hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest() if same_size else ""
     except FileNotFoundError:
         return ""
     except OSError as error:

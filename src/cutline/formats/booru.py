@@ -59,9 +59,10 @@ class ColumnMap:
         site = values.get("site", "danbooru")
         if site not in tags.SITES:
             raise OptionError(f"site = {site!r}: there are {', '.join(tags.SITES)}")
-        if not columns.get("id") or not lists:
+        if not columns.get("id") or not (lists or captions):
             raise OptionError(
-                'a map needs columns for the id and for tags: [columns] id = ["id"], [tags] general = […]'
+                "a map needs columns for the id and for tags or captions: "
+                '[columns] id = ["id"], [tags] general = […], [captions] name = "column"'
             )
         if wrong := sorted({*ratings.values()} - set("gsqe")):
             raise OptionError(f"[ratings] {wrong[0]!r} is none of g, s, q, e")

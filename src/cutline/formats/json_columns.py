@@ -76,11 +76,14 @@ def text(rows: pa.StringArray) -> memoryview:
 def _special(data: np.ndarray) -> np.ndarray:
     """Where the bytes are that JSON escapes."""
     found = []
+    marks, more = np.empty(_PIECE, bool), np.empty(_PIECE, bool)
     for begin in range(0, len(data), _PIECE):
         piece = data[begin : begin + _PIECE]
-        marked = piece < 0x20
-        marked |= piece == ord('"')
-        marked |= piece == ord("\\")
+        marked, also = marks[: len(piece)], more[: len(piece)]
+        np.less(piece, 0x20, out=marked)
+        for character in b'"\\':
+            np.equal(piece, character, out=also)
+            np.logical_or(marked, also, out=marked)
         if marked.any():
             found.append(np.flatnonzero(marked) + begin)
     return np.concatenate(found) if found else np.zeros(0, np.int64)

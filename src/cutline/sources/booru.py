@@ -227,7 +227,7 @@ class _Reader:
 
     def __init__(self, source: Booru, known: booru.ColumnMap) -> None:
         self.source, self.known = source, known
-        self.layer = f"tags/{source.layer or known.layer}"
+        self.layer = f"tags/{source.layer or known.layer}" if known.tags else f"captions/{next(iter(known.captions))}"
         self.aliases = Aliases.read(source.aliases) if source.aliases else None
         self.implications = Implications.read(source.implications) if source.implications else None
         self.vocabulary = Vocabulary.read(source.vocabulary, known.site) if source.vocabulary else None
@@ -299,6 +299,14 @@ class _Reader:
         if self.source.deleted == "skip":
             self._note("deleted or banned post, skipped", pc.sum(batch["deleted"]).as_py())
             batch = batch.filter(pc.invert(batch["deleted"]))
+        if self.known.tags:
+            yield from self._tags(table, batch)
+        if len(batch):
+            yield Found("pictures", batch.select(["name", "width", "height"]))
+        for name in _starting(batch, "caption "):
+            yield self._captions(f"captions/{name.removeprefix('caption ')}", batch["name"], batch[name])
+
+    def _tags(self, table: _Table, batch: pa.RecordBatch) -> Iterator[Found]:
         rows = TagRows.of({name.removeprefix("tags "): _lists(batch[name]) for name in _starting(batch, "tags ")})
         broken = rows.having("\0")
         if len(broken):
@@ -306,16 +314,13 @@ class _Reader:
             yield self._failed(names, ["not_utf8"] * len(names), ["there is a NUL in its tags"] * len(names))
             kept = np.ones(len(batch), bool)
             kept[broken] = False
-            yield from self._batch(table, batch.filter(pa.array(kept)))
+            yield from self._tags(table, batch.filter(pa.array(kept)))
             return
         self._check(batch, rows)
         if len(batch):
             lists = self._rewritten(rows).lists(*self.columns)
             plain = ("name", "rating", "score", "fav_count", "year")
             yield Found(self.layer, pa.RecordBatch.from_pydict({**{name: batch[name] for name in plain}, **lists}))
-            yield Found("pictures", batch.select(["name", "width", "height"]))
-        for name in _starting(batch, "caption "):
-            yield self._captions(f"captions/{name.removeprefix('caption ')}", batch["name"], batch[name])
 
     def _rewritten(self, rows: TagRows) -> TagRows:
         if self.aliases:
