@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cutline import schemas
+from cutline.dataset.ahead import ahead
 from cutline.files import whole_file
 from cutline.layer import Layer, fit, publish_file, quote, write_part
 
@@ -71,7 +72,7 @@ def write_cut(layer: Layer, batches: Iterator[pa.RecordBatch], cuts: Sequence[st
             total += batch.num_rows
             yield fit(batch, schema)
 
-    for piece in _split(batches, list(cuts)):
+    for piece in _split(ahead(batches), list(cuts)):
         layer.folder.mkdir(parents=True, exist_ok=True)
         publish_file(layer.folder, partial(write_part, schema=schema, batches=fitted(piece)))
     return total

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cutline import archives, pictures, schemas
+from cutline.dataset.ahead import ahead
 from cutline.dataset.cuts import PICTURES_PER_CUT, bounds_sql, read_cuts, refine, write_cut
 from cutline.dataset.query import started
 from cutline.files import storage_error
@@ -141,7 +142,7 @@ def _read(dataset: Dataset, source: Source, folder: Path) -> Counter[str]:
     notes: Counter[str] = Counter()
     writers: dict[str, pq.ParquetWriter] = {}
     try:
-        for found in source.read():
+        for found in ahead(source.read()):
             notes.update(found.notes)
             layout = _layout(found.layer)
             table = _fit(found.batch, layout)

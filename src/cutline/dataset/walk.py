@@ -11,9 +11,7 @@ Lists of tags come dictionary-coded: each batch names a tag once, however many p
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cutline import schemas
+from cutline.dataset.ahead import ahead
 from cutline.dataset.cuts import text_of
 from cutline.dataset.query import BATCH_ROWS, Views
 from cutline.layer import ROW_GROUP, disjoint, extent, within
@@ -47,19 +46,6 @@ def walk(
         rows: of a batch, at most.
     """
     return ahead(_batches(views, [name for name in layers if name != "pictures"], keys, fields, rows))
-
-
-def ahead(batches: Iterator[pa.RecordBatch], count: int = 2) -> Iterator[pa.RecordBatch]:
-    """The same batches, made by a thread of their own while those before are used; so many wait, at most."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, batches, None) for _ in range(count))
-        try:
-            while (batch := waiting.popleft().result()) is not None:
-                waiting.append(thread.submit(next, batches, None))
-                yield batch
-        finally:
-            for unwanted in waiting:
-                unwanted.cancel()
 
 
 def _batches(

@@ -20,7 +20,7 @@ import xxhash
 from cutline import options
 from cutline.compose.recipe import Recipe, default_recipe
 from cutline.dataset import Dataset
-from cutline.dataset.walk import ahead
+from cutline.dataset.ahead import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest
 from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
