@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cutline.annotators.session import Batched, Row
-from cutline.dataset import Dataset, KeyRule
+from cutline.compose.recipe import Recipe
+from cutline.dataset import Dataset, Found, KeyRule
+from cutline.layer import publish, ranked, retire
 from cutline.options import CutlineError, OptionError
 from cutline.sources.folder import Folder
 from cutline.sources.imagefolder import ImageFolder
@@ -187,3 +192,176 @@ def test_unknown_names_are_bad_usage() -> None:
 
     with pytest.raises(OptionError):
         registry.load("sources", "nothing")
+
+
+class Told:
+    """Pictures that only metadata tells of, with what is said of them."""
+
+    rule = KeyRule("stem")
+
+    def __init__(self, tags: dict[str, str], sizes: dict[str, tuple[int | None, int | None]] | None = None) -> None:
+        self.tags, self.sizes = tags, sizes or {}
+
+    def read(self) -> Iterator[Found]:
+        names = pa.array([*self.tags], pa.string())
+        sides = [
+            pa.array([self.sizes.get(name, (None, None))[side] for name in self.tags], pa.int32()) for side in (0, 1)
+        ]
+        yield Found("pictures", pa.RecordBatch.from_arrays([names, *sides], ["name", "width", "height"]))
+        general = pa.array([text.split() for text in self.tags.values()], pa.list_(pa.string()))
+        yield Found("tags/told", pa.RecordBatch.from_arrays([names, general], ["name", "general"]))
+
+
+def tags_of(dataset: Dataset) -> dict[str, list[str]]:
+    return dict(dataset.sql('select key, general from "tags/told" where error is null order by key').fetchall())
+
+
+def test_a_compact_retires_only_what_it_rewrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An annotator folds two of three parts between the compact's look at them and its query."""
+    from cutline.dataset import compact
+
+    dataset = Dataset(tmp_path)
+    dataset.create(KeyRule())
+    for key in "abc":
+        say(dataset, key, key * 2)
+    with dataset.layer("pictures").write() as rows:
+        for key in "abc":
+            rows.add({"key": key, "uri": key})
+    layer, real = dataset.layer("captions/human"), compact._kept
+    folded = iter([True])
+
+    def kept(*args: Any) -> str:
+        if next(folded, False):
+            two = layer.parts()[:2]
+            publish(layer.folder, pa.concat_tables(ranked(part) for part in two))
+            retire(two)
+        return real(*args)
+
+    monkeypatch.setattr(compact, "_kept", kept)
+    dataset.compact("captions/human")
+    monkeypatch.undo()
+    dataset.compact("captions/human")
+    assert said(Dataset(tmp_path), "captions/human") == {"a": "aa", "b": "bb", "c": "cc"}
+
+
+def test_posts_find_the_pictures_that_are_known_by_their_paths(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "sub", 3)
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path))
+    report = dataset.add(Told({"p0001": "cat dog", "p0002": "cat", "new": "bird"}))
+    assert (report.added, report.unchanged) == (1, 2)
+    assert tags_of(dataset) == {"new": ["bird"], "sub/p0001.png": ["cat", "dog"], "sub/p0002.png": ["cat"]}
+
+
+def test_half_a_size_is_no_size(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.add(Told(dict.fromkeys("abc", "cat"), {"a": (640, None), "b": (None, 480), "c": (640, 480)}))
+    with dataset.layer("latents/one").write() as rows:
+        rows.add({"key": "a", "width": 512})
+    with dataset.layer("latents/two").write() as rows:
+        rows.add({"key": "a", "width": 768, "height": 768})
+    text = '[tags]\nfirst_of = ["tags/told"]\n[latents]\nfirst_of = ["latents/one", "latents/two"]\n'
+    (tmp_path / "r.toml").write_text(text)
+    cutline("export", tmp_path, "kohya", tmp_path / "m.json", "--recipe", tmp_path / "r.toml")
+    assert json.loads((tmp_path / "m.json").read_text()) == {
+        "a": {"tags": "cat", "train_resolution": [768, 768]},
+        "b": {"tags": "cat"},
+        "c": {"tags": "cat", "image_size": [640, 480]},
+    }
+
+
+def test_a_slice_of_which_a_layer_has_nothing(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.create(KeyRule())
+    with dataset.layer("pictures").write() as rows:
+        for key in "abcmnz":
+            rows.add({"key": key, "uri": key})
+    (dataset.home / "cuts.json").write_text('["b", "n"]')
+    with dataset.layer("captions/human").write() as rows:
+        for key in "az":
+            rows.add({"key": key, "texts": [key]})
+    found = [row for batch in dataset.scan("captions/human") for row in batch.to_pylist()]
+    assert [row["key"] for row in found if row["captions/human"]] == ["a", "z"]
+    assert len(found) == 6
+
+
+def test_a_post_whose_pictures_are_rivals(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    (tmp_path / "p0001.png").rename(tmp_path / "p0000.webp")
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path), rule=KeyRule("stem"))
+    dataset.add(Told({"p0000": "cat", "other": "dog"}))
+    assert dict(dataset.sql("select key, error from pictures").fetchall()) == {"p0000": "duplicate_key", "other": None}
+
+
+def test_posts_that_would_share_a_key_are_rivals(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.add(Told({"a/1": "cat", "b/1": "dog", "2": "bird"}), rule=KeyRule(r"(\d+)"))
+    assert dict(dataset.sql("select key, error from pictures").fetchall()) == {"1": "duplicate_key", "2": None}
+    assert tags_of(dataset) == {"2": ["bird"]}
+
+
+def test_views_that_could_not_all_be_made_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.create(KeyRule())
+    for name in ("captions/x", "captions/y"):
+        with dataset.layer(name).write() as rows:
+            rows.add({"key": "a", "texts": ["one"]})
+    assert dataset.sql('from "captions/y"').count() == 1
+    for name in ("captions/x", "captions/y"):
+        with dataset.layer(name).write() as rows:
+            rows.add({"key": "b", "texts": ["two"]})
+    real, failures = dataset.views.view, iter([True])
+
+    def view(name: str, *bounds: str | None) -> str:
+        if name == "captions/x" and next(failures, False):
+            raise FileNotFoundError(name)
+        return real(name, *bounds)
+
+    monkeypatch.setattr(dataset.views, "view", view)
+    assert dataset.sql('from "captions/y"').count() == 2
+
+
+def test_a_parquet_without_latents(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.add(Told({"1": "cat"}))
+    cutline("export", tmp_path, "kohya", tmp_path / "m.parquet")
+    assert pq.read_table(tmp_path / "m.parquet").to_pylist() == [
+        {"image_path": "1", "caption": None, "tags": "cat", "image_size": None, "train_resolution": None}
+    ]
+
+
+def test_a_bare_id_and_a_stem_may_not_share_a_name(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "d", 2)
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path))
+    with dataset.layer("pictures").write() as rows:
+        rows.add({"key": "p0001"})
+    with dataset.layer("captions/human").write() as rows:
+        for key in ("p0001", "d/p0001.png"):
+            rows.add({"key": key, "texts": [key]})
+    refused = cutline("export", tmp_path, "kohya", tmp_path / "m.json", "-o", "legacy=true", code=1)
+    assert "would share a name" in refused.stderr
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_newer_words_of_a_post_stay_when_its_file_comes(tmp_path: Path) -> None:
+    (tmp_path / "dup.png").write_bytes(picture(1))
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(tmp_path), rule=KeyRule("stem"))
+    dataset.add(Told({"dup": "of_dup"}))
+    dataset.add(Told({"1": "of_1"}))
+    (tmp_path / "dup.png").rename(tmp_path / "1.png")
+    dataset.add(Folder(tmp_path), allow_vanish=True)
+    assert tags_of(dataset)["1"] == ["of_1"]
+
+
+def test_line_breaks_become_spaces_and_nothing_else(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.add(Told({"1": "cat", "2": "dog"}))
+    with dataset.layer("captions/human").write() as rows:
+        rows.add({"key": "1", "texts": ["\none \r\n two\rthree\n"]})
+        rows.add({"key": "2", "texts": ["\n"]})
+    recipe = Recipe.parse({"captions": {"first_of": ["captions/human"], "line_breaks": "space"}})
+    (batch,) = dataset.scan(*recipe.layers)
+    assert recipe.parts(batch)[0].to_pylist() == ["one two three", None]

@@ -164,15 +164,17 @@ class Recipe:
         """
         found = [_captions(batch, layer) for layer in self.captions]
         captions = _join(found, self.caption_separator) if self.all_captions else _first(found, len(batch))
-        if self.line_breaks == "space" and pc.any(pc.match_substring(captions, "\n")).as_py():
-            captions = pc.replace_substring_regex(captions, r"\s*\n\s*", " ")
+        if self.line_breaks == "space" and pc.any(pc.match_substring_regex(captions, r"[\r\n]")).as_py():
+            captions = pc.utf8_trim_whitespace(pc.replace_substring_regex(captions, r"\s*[\r\n]\s*", " "))
+            captions = _none_if_empty(captions)
         tag_texts = _first([self._tags(batch, layer) for layer in self.tags], len(batch))
         return captions, tag_texts
 
     def buckets(self, batch: pa.RecordBatch) -> tuple[pa.Int32Array, pa.Int32Array]:
         """Width and height in pixels of each row's bucket (`train_resolution`); null where none is known."""
         found = [rows for layer in self.latents if (rows := _struct(batch, layer)) is not None]
-        kept = [(rows, _counts(rows)) for rows in found]
+        whole = [[pc.is_valid(pc.struct_field(rows, side)) for side in ("width", "height")] for rows in found]
+        kept = [(rows, pc.and_(_counts(rows), pc.and_(*sides))) for rows, sides in zip(found, whole, strict=True)]
         nothing = pa.nulls(len(batch), pa.int32())
         width, height = (
             pc.coalesce(*(pc.if_else(good, pc.struct_field(rows, side), None) for rows, good in kept), nothing)

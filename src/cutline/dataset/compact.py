@@ -58,19 +58,19 @@ def _compact(dataset: Dataset, layer: Layer) -> tuple[int, int]:
     written = 0
     for low, high in dataset.views.again(dataset.views.slices):
 
-        def kept(low: str | None = low, high: str | None = high) -> Iterator[pa.RecordBatch] | None:
+        def kept(low: str | None = low, high: str | None = high) -> tuple[list[Path], Iterator[pa.RecordBatch]] | None:
             # Parts that came meanwhile wait for the next compact; what another compact took is in parts of its own.
             there = [part for part in dataset.views.parts(layer.name) if part in before]
             parts = within(there, low, high)
             if not parts or (len(parts) == 1 and _inside(parts[0], low, high)):
                 return None
-            merged.update(parts)
-            return started(dataset.views.reader(_kept(layer.name, parts, low, high)))
+            return parts, started(dataset.views.reader(_kept(layer.name, parts, low, high)))
 
-        batches = dataset.views.again(kept)
-        if batches is not None:
-            write_cut(layer, batches, [])
-            written += 1
+        found = dataset.views.again(kept)
+        if found is not None:
+            parts, batches = found
+            written += write_cut(layer, batches, []) > 0
+            merged.update(parts)
     retire(merged)
     return len(before), len(before) - len(merged) + written
 

@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -260,19 +260,26 @@ class _Adding:
                 {self.dataset.key_rule.sql("shown")} is null as nameless
             from (select {uri} as uri, {name} as shown, * exclude (uri) from {source})""")
         self._again("create or replace temp table known as select * from pictures")
+        new = "found.uri is null and found.key not in (select key from known)"
+        if self._one(f"select count(*) from found where {new}"):  # a bare id may be a picture that is known by its path
+            self._alias("known where uri is not null")
+            self.con.execute(
+                f"update found set key = aliases.key from aliases where {new} and found.key = aliases.alias"
+            )
 
     def _duplicates(self) -> None:
         """Keys that more than one file has: one row each, which names them all and stands for none."""
         rivals: dict[str, set[str]] = {
             key: set(uris)
             for key, uris in self.con.execute(
-                "select key, list(distinct uri) from found group by key having count(distinct uri) > 1"
+                """select key, list(distinct coalesce(uri, name)) from found group by key
+                having count(distinct uri) > 1 or (count(uri) = 0 and count(distinct name) > 1)"""
             ).fetchall()
         }
         others = self.con.execute("""
             select found.key, found.uri, known.uri, known.error, known.detail from found join known using (key)
             where known.error is distinct from 'vanished' and (known.uri <> found.uri or known.error = 'duplicate_key')
-                and known.uri is not null""").fetchall()
+                and known.uri is not null and found.uri is not null""").fetchall()
         listed: set[str] = set()
         if others:
             known_uris = "select uri from found where uri is not null and key in (select key from known)"
@@ -317,12 +324,13 @@ class _Adding:
         return _is_gone(path) if archive is None else self.archived and os.access(archive, os.R_OK)
 
     def _inspect_all(self, allow_vanish: bool, progress: Progress | None) -> None:
-        same = """known.uri = found.uri and known.size is not distinct from found.size
+        same = """(found.uri is not null or found.error is not null)
+            and known.uri is not distinct from found.uri and known.size is not distinct from found.size
             and known.mtime_ns is not distinct from found.mtime_ns
             and known."offset" is not distinct from found."offset"
             and (known.error is null or known.error not in ('vanished', 'permission', 'duplicate_key', 'bad_name'))
             and (found.content is null or found.content = known.content)
-            and (found.error is null or found.error = known.error)
+            and (found.error is null or found.error is not distinct from known.error)
             or found.uri is null and found.error is null and (
                 known.uri is not null or known.error is null
                 and coalesce(known.width = found.width and known.height = found.height, found.width is null))"""
@@ -425,6 +433,7 @@ class _Adding:
         """Count, let words follow moved pictures, then publish a chunk of pictures rows."""
         moves: dict[str, tuple[_Origin, str]] = {}
         changed: dict[str, str] = {}
+        told = {row["key"] for row, _ in batch if row["was"] and row["content_was"] is None}
         for row, seen in batch:
             content, before = seen["content"], row["content_was"]
             origin = None
@@ -450,7 +459,7 @@ class _Adding:
                 self.report.unchanged += 1
             else:
                 self.report.changed += 1
-        self._carry_all(moves, changed)
+        self._carry_all(moves, changed, told)
         for _, seen in batch:
             writer.add(seen)
         writer.flush()
@@ -460,13 +469,17 @@ class _Adding:
         gone = origin.listed or not origin.present or self._is_lost(self.dataset.path(origin.uri))
         return gone and origin.key != row["key"]
 
-    def _carry_all(self, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str]) -> None:
+    def _carry_all(
+        self, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str], told: Collection[str] = ()
+    ) -> None:
         if moves or changed:
             for name in self.dataset.layers():
                 if name != "pictures":
-                    self._carry(self.dataset.layer(name), moves, changed)
+                    self._carry(self.dataset.layer(name), moves, changed, told)
 
-    def _carry(self, layer: Layer, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str]) -> None:
+    def _carry(
+        self, layer: Layer, moves: dict[str, tuple[_Origin, str]], changed: dict[str, str], told: Collection[str]
+    ) -> None:
         """Write moved pictures' words under their new key; tie words without content to what they were about.
 
         A row without content goes for whatever is under its key. When another picture comes under that key, the
@@ -481,7 +494,7 @@ class _Adding:
                 out += [{**row, "content": row["content"] or content} for row in sorted(own, key=_order)]
         for new, (origin, content) in moves.items():
             theirs = _newest(rows.get(origin.key, []), content, or_none=origin.present)
-            ours = _newest(rows.get(new, []), content, or_none=changed.get(new) == content)
+            ours = _newest(rows.get(new, []), content, or_none=new in told or changed.get(new) == content)
             if theirs is not None and (ours is None or _order(theirs) > _order(ours)):
                 moved = f"moved here with its picture from {origin.key}"
                 out.append({**theirs, "key": new, "content": content, "detail": theirs["detail"] or moved})
@@ -685,18 +698,22 @@ class _Adding:
         self.con.execute("update named set sure = true where key in (select key from now)")
         if not self._one("select count(*) from named where not sure"):
             return
-        bare = r"regexp_replace({}, '(.)\.[^./]*$', '\1', 's')"
-        self.con.execute(f"""
-            create or replace temp table aliases as
-            select alias, any_value(key) as key, bool_or(whole) as whole from (
-                select uri as alias, key, true as whole from now
-                union select {bare.format("key")}, key, false from now
-                union select regexp_extract({bare.format("key")}, '[^/]*$'), key, false from now
-            ) group by alias having count(distinct key) = 1""")
+        self._alias("now")
         self.con.execute("""
             update named set key = aliases.key from aliases
             where not sure and (named.short = aliases.alias or nfc_normalize(named.short) = aliases.alias)
                 and (aliases.whole or not suffixed)""")
+
+    def _alias(self, table: str) -> None:
+        """Temporary table `aliases` (alias, key, whole): other names that only one of these pictures has."""
+        bare = r"regexp_replace(key, '(.)\.[^./]*$', '\1', 's')"
+        self.con.execute(f"""
+            create or replace temp table aliases as
+            select alias, any_value(key) as key, bool_or(whole) as whole from (
+                select uri as alias, key, true as whole from {table}
+                union select {bare}, key, false from {table}
+                union select regexp_extract({bare}, '[^/]*$'), key, false from {table}
+            ) group by alias having count(distinct key) = 1""")
 
     # -- the end ----------------------------------------------------------------------------------------------
 

@@ -76,11 +76,15 @@ class Views:
             found.setdefault("pictures", [])
             moved = found["pictures"] != self._known.get("pictures")
             before, self._known = self._known, found
-            for name, parts in found.items():
-                if moved or parts != before.get(name):
-                    self._connection.execute(f"create or replace view {identifier(name)} as {self.view(name)}")
-            for name in before.keys() - found.keys():
-                self._connection.execute(f"drop view {identifier(name)}")
+            try:
+                for name, parts in found.items():
+                    if moved or parts != before.get(name):
+                        self._connection.execute(f"create or replace view {identifier(name)} as {self.view(name)}")
+                for name in before.keys() - found.keys():
+                    self._connection.execute(f"drop view {identifier(name)}")
+            except BaseException:
+                self._known = before  # not all views are over these parts: they are made again
+                raise
 
     def view(self, name: str, low: str | None = None, high: str | None = None) -> str:
         """SQL for the rows of a layer that count, with keys from `low` up to, and without, `high`."""

@@ -189,7 +189,8 @@ def _plain(files: list[pq.ParquetFile], columns: list[str], low: str | None, hig
                 keys = table.column("key")
                 begin = bisect_left(keys, low, key=text_of) if low is not None and ends.min < low else 0
                 end = bisect_left(keys, high, key=text_of) if high is not None and ends.max >= high else len(keys)
-                yield table.slice(begin, end - begin) if end - begin < len(keys) else table
+                if begin < end:
+                    yield table.slice(begin, end - begin) if end - begin < len(keys) else table
 
 
 def _stacked(columns: list[pa.ChunkedArray]) -> pa.Array:

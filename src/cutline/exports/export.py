@@ -89,7 +89,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
 def _keep(files: list[Path], folder: Path) -> list[Path]:
     """Keep copies of files that an export may replace, unless an earlier export of this dataset wrote them."""
     manifests = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
-    ours = {xxh128 for said in manifests for xxh128 in (said["xxh128"], *said["beside"].values())}
+    ours = {xxh128 for said in manifests for xxh128 in (said.get("xxh128"), *said.get("beside", {}).values())}
     copies = []
     for there in filter(Path.is_file, files):
         with there.open("rb") as handle:
@@ -126,6 +126,7 @@ def rows(
         if "train_width" in columns:
             made["train_width"], made["train_height"] = recipe.buckets(batch)
         for name in columns:
-            if not {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}.get(name, True):
+            read = {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}
+            if not read.get(name, True):
                 made[name] = pa.nulls(len(batch))
         yield pa.RecordBatch.from_arrays([made[name] for name in columns], names=list(columns))

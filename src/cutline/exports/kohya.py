@@ -72,6 +72,7 @@ class Kohya:
     ) -> Iterator[pa.RecordBatch]:
         """name, caption, tags, image_size, train_resolution of those pictures that have words."""
         given: list[pa.RecordBatch] = []
+        renamed = False
         for batch in rows:
             caption, tags = batch.column("caption"), batch.column("tags")
             uri = batch.column("uri")
@@ -86,7 +87,8 @@ class Kohya:
                 width, height = pc.if_else(turned, height, width), pc.if_else(turned, width, height)
             if not self.image_size:
                 width = height = pa.nulls(len(batch), pa.int32())
-            columns = [name, caption, tags, width, height, batch.column("train_width"), batch.column("train_height")]
+            columns = [name, caption, tags, width, height]
+            columns += [batch.column(side).cast(pa.int32()) for side in ("train_width", "train_height")]
             made = pa.RecordBatch.from_arrays(columns, names=list(_ENTRY))
             said = pc.or_(pc.is_valid(caption), pc.is_valid(tags))
             if not pc.all(said, min_count=0).as_py():
@@ -94,10 +96,11 @@ class Kohya:
             counts["without_text"] += len(batch) - len(made)
             counts["entries"] += len(made)
             counts["archived"] += len(batch) - batch.column("offset").null_count
-            if name is not uri:
+            renamed |= name is not uri
+            if self.legacy:
                 given.append(pa.RecordBatch.from_arrays([name, uri], names=["name", "uri"]))
             yield made
-        if given:
+        if renamed:
             _refuse_shared(pa.Table.from_batches(given))
 
 

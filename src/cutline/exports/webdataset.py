@@ -108,9 +108,9 @@ class WebDataset:
             stale = sorted(index.keys() - made.keys())
             diff += [f"- {name}" for name in stale]
             if not dry_run and made != index:
-                _write_index(out, made)
                 for name in stale:
                     (out / name).unlink(missing_ok=True)
+                _write_index(out, made)
         total = xxhash.xxh3_128()
         for name, entry in sorted(made.items()):
             total.update(f"{entry['sha256']}  {name}\n".encode())

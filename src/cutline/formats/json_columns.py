@@ -48,14 +48,15 @@ def lines(
     some = None  # whether another field stands before this one
     for field, values in fields.items():
         numbers = values if isinstance(values, tuple) else None
-        there = pc.is_valid(numbers[0] if numbers else values)
+        there = pc.and_(*map(pc.is_valid, numbers)) if numbers else pc.is_valid(values)
         if not there.true_count:
             continue
         if some is not None:
             pieces.append(_where(pc.and_(there, some), ", "))
         pieces.append(_where(there, f'"{field}": ' + ("[" if numbers else '"')))
         if numbers:
-            pieces += [numbers[0].cast(pa.string()), _where(there, ", "), numbers[1].cast(pa.string())]
+            first, second = (pc.if_else(there, side.cast(pa.string()), None) for side in numbers)
+            pieces += [first, _where(there, ", "), second]
         else:
             pieces.append(escaped(values))
         pieces.append(_where(there, "]" if numbers else '"'))
