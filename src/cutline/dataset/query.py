@@ -44,13 +44,13 @@ class QueryError(CutlineError):
 def bound(connection: duckdb.DuckDBPyConnection, spill: Path) -> None:
     """Keep a connection within memory: what does not fit goes to the `spill` folder, or where CUTLINE_SPILL says.
 
-    CUTLINE_MEMORY sets how much it may take (`8GB`); by default a quarter of the machine's, but at most 1 GiB.
+    CUTLINE_MEMORY sets how much it may take (`8GB`); by default a quarter of the machine's, but at most 768 MiB.
 
     Raises:
         CutlineError: CUTLINE_MEMORY says nothing that is an amount.
     """
     quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    memory = os.environ.get("CUTLINE_MEMORY") or f"{min(quarter, 1 << 30)}B"
+    memory = os.environ.get("CUTLINE_MEMORY") or f"{min(quarter, 768 << 20)}B"
     try:
         connection.execute(f"set memory_limit = {quote(memory)}")
     except duckdb.Error:
