@@ -300,7 +300,9 @@ def test_layers_are_found_below_their_folder(dataset: Dataset) -> None:
     part(dataset, good("a", "words"))
     part(dataset, {"key": "a", "general": ["cat"]}, layer="tags/danbooru")
     show(dataset, a="c1")
-    dataset.layer("facts").write("facts", {})
+    with dataset.layer("facts").write("facts", {}) as writer:
+        writer.add({"key": "a"})
+    dataset.layer("captions/none").write("echo", {})  # a layer is there with its first rows
     for number in range(2):
         part(dataset, good("a", f"{number}"), layer="captions/deep/er")
     dataset.compact("captions/deep/er")
@@ -319,7 +321,8 @@ def test_layers_are_found_below_their_folder(dataset: Dataset) -> None:
 
 def test_other_settings_are_refused_with_the_way_out(dataset: Dataset) -> None:
     layer = dataset.layer("captions/m")
-    layer.write("blip", {"model": "base", "beams": 3})
+    with layer.write("blip", {"model": "base", "beams": 3}) as writer:
+        writer.add(good("a", "words"))
     layer.write("blip", {"beams": 3, "model": "base"})  # in any order
     with pytest.raises(IdentityError) as refused:
         layer.write("blip", {"model": "large", "beams": 3})
@@ -340,7 +343,8 @@ def test_sources_and_annotators_keep_out_of_each_others_layers(dataset: Dataset)
     part(dataset, good("a", "a person's"), layer="captions/human")
     with pytest.raises(IdentityError, match="--as captions/human-blip"):
         dataset.layer("captions/human").write("blip", {})
-    dataset.layer("captions/m").write("blip", {})
+    with dataset.layer("captions/m").write("blip", {}) as writer:
+        writer.add(good("a", "a model's"))
     with pytest.raises(IdentityError, match="written by blip"):
         dataset.layer("captions/m").write()
 
@@ -354,12 +358,11 @@ def claim(home: Path, me: str, barrier: Barrier, results: Any) -> None:
         layer = Layer(home, f"captions/r{number}")
         barrier.wait(60)
         try:
-            writer = layer.write("echo", {"says": me})
+            with layer.write("echo", {"says": me}) as writer:
+                writer.add(good("a", me))
         except IdentityError:
             won.append(False)
         else:
-            with writer:
-                writer.add(good("a", me))
             won.append(True)
     results.put((me, won))
 

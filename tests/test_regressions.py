@@ -365,3 +365,25 @@ def test_line_breaks_become_spaces_and_nothing_else(tmp_path: Path) -> None:
     recipe = Recipe.parse({"captions": {"first_of": ["captions/human"], "line_breaks": "space"}})
     (batch,) = dataset.scan(*recipe.layers)
     assert recipe.parts(batch)[0].to_pylist() == ["one two three", None]
+
+
+def test_a_run_that_never_began_makes_no_layer(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    cutline("add", tmp_path)
+    failed = cutline("annotate", tmp_path, "blip", "-o", f"model={tmp_path / 'no such model'}", code=1)
+    assert "no such model" in failed.stderr
+    assert Dataset(tmp_path).layers() == ["pictures"]
+    assert Dataset(tmp_path).layer("captions/blip").info() is None
+
+
+def test_an_add_that_failed_fixes_no_key_rule(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 1)
+    (tmp_path / "table.csv").write_text("what,is,this\n1,2,3\n")
+    cutline("add", tmp_path, tmp_path / "table.csv", "--from", "booru", code=1)
+    assert not (tmp_path / ".cutline").exists()
+    cutline("add", tmp_path)
+    assert Dataset(tmp_path).sql("select key from pictures").fetchall() == [("p0000.png",)]
+
+
+def test_an_export_of_nothing_says_that_there_is_no_dataset(tmp_path: Path) -> None:
+    assert "is no dataset yet" in cutline("export", tmp_path, "sidecar", tmp_path / "out", code=1).stderr

@@ -17,9 +17,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +85,7 @@ class Layer:
         return found
 
     def write(self, annotator: str = "", settings: Mapping[str, Any] | None = None) -> LayerWriter:
-        """Open the layer for adding rows.
+        """Open the layer for adding rows. It becomes the annotator's with its first part.
 
         Args:
             annotator: who writes; with it, `settings` become the layer's identity.
@@ -95,8 +95,9 @@ class Layer:
             IdentityError: the layer was made by another annotator or with other settings.
         """
         if annotator:
-            self._claim(annotator, settings or {})
-        elif (info := self.info()) is not None:
+            self.check(annotator, settings or {})
+            return LayerWriter(self, claim=partial(self._claim, annotator, settings or {}))
+        if (info := self.info()) is not None:
             raise IdentityError(
                 f"layer {self.name} is written by {info['annotator']}; rows from elsewhere need a layer of their own"
             )
@@ -328,8 +329,9 @@ class LayerWriter:
     It flushes by itself every `FLUSH_ROWS` rows, and `tick` does so ten seconds after the first waiting row.
     """
 
-    def __init__(self, layer: Layer, *, flush_seconds: float = 10.0) -> None:
+    def __init__(self, layer: Layer, *, flush_seconds: float = 10.0, claim: Callable[[], None] = lambda: None) -> None:
         self.layer = layer
+        self._claim = claim
         self.flush_seconds = flush_seconds
         self.published = 0
         self._schema = schemas.schema(layer.name)
@@ -388,6 +390,7 @@ class LayerWriter:
         if table.num_rows == 0:
             return
         table = pa.Table.from_batches([fit(batch, self._schema) for batch in table.to_batches()])
+        self._claim()
         part = publish(self.layer.folder, table)
         self.published += table.num_rows
         self._fold(part, table.num_rows)

@@ -95,10 +95,12 @@ def run(
         say(f"{unreadable:,} of the pictures cannot be read and were left out. Which: {unreadable_query(dataset)}")
     if absent := selection.without_file():
         say(f"{absent:,} are known from metadata only and were left out. Add the folder or tars that hold their files")
-    left = opened.sql(
-        f"select count(*) from {identifier(selection.layer)} as made join pictures using (key) "
-        "where made.error is not null and pictures.error is null"
-    ).fetchall()[0][0]
+    left = 0
+    if selection.layer in opened.layers():
+        left = opened.sql(
+            f"from {identifier(selection.layer)} as made join pictures using (key) "
+            "where made.error is not null and pictures.error is null"
+        ).count()
     if left > report.failed:
         say(f"{left - report.failed:,} failed in earlier runs. To try them again: {again} --retry errors")
     if left or report.failed or unreadable:

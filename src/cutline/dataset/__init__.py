@@ -140,8 +140,7 @@ class Dataset:
                     "made. Leave those options out, or make another dataset."
                 )
             return
-        if not self.root.is_dir():
-            raise CutlineError(f"there is no folder {self.root}")
+        self.check_root()
         rule.check()
         try:
             self.home.mkdir(exist_ok=True)
@@ -152,6 +151,11 @@ class Dataset:
                 "# A Cutline dataset. Layers are Parquet below layers/; this file only fixes how pictures are named.\n"
                 f"version = {VERSION}\nkey = {_toml(rule.rule)}\nprefix = {_toml(rule.prefix)}\n"
             )
+
+    def check_root(self) -> None:
+        """Raise CutlineError where there is no such folder."""
+        if not self.root.is_dir():
+            raise CutlineError(f"there is no folder {self.root}")
 
     def layer(self, name: str) -> Layer:
         """One layer by name, such as `captions/blip`; it need not exist yet."""

@@ -129,15 +129,19 @@ def add(
     """
     from cutline.dataset import KeyRule
 
-    if rule is not None or not dataset.exists:
-        suggested: KeyRule = getattr(source, "rule", KeyRule())
-        dataset.create(rule or suggested)
+    suggested: KeyRule = getattr(source, "rule", KeyRule())
+    if dataset.exists and rule is not None:
+        dataset.create(rule)  # it says so where another is fixed
+    dataset.check_root()
+    (rule or suggested).check()
     with _stage(dataset.home / "tmp") as folder:
-        notes = _read(dataset, source, folder)
+        notes = _read(source, folder)
+        if not dataset.exists:  # not before: what cannot be read fixes nothing
+            dataset.create(rule or suggested)
         return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
 
 
-def _read(dataset: Dataset, source: Source, folder: Path) -> Counter[str]:
+def _read(source: Source, folder: Path) -> Counter[str]:
     """Write all that the source finds to one Parquet file per layer."""
     notes: Counter[str] = Counter()
     writers: dict[str, pq.ParquetWriter] = {}
@@ -204,6 +208,10 @@ def _stage(tmp: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not (tmp.parent / "dataset.toml").exists():
+            for left in (tmp, tmp.parent):
+                with contextlib.suppress(OSError):
+                    left.rmdir()
 
 
 @dataclass(frozen=True)

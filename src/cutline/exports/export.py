@@ -32,6 +32,7 @@ BATCH = 16_384
 
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
     """A recipe by path, by its name in the dataset's `recipes` folder, or a preset; without one, the obvious one."""
+    dataset.key_rule  # noqa: B018  it says so where there is no dataset
     if not name:
         return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
     for path in (Path(name), dataset.home / "recipes" / f"{name}.toml"):
@@ -73,7 +74,8 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     manifest.notes.extend(
         f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
     )
-    if manifest.format not in ("kohya", "webdataset") and Path(os.path.abspath(out)).is_relative_to(dataset.root):
+    inside = Path(os.path.abspath(out)).is_relative_to(dataset.root)
+    if inside and not dry_run and manifest.format not in ("kohya", "webdataset"):
         manifest.notes.append(
             "these words now lie among the dataset's own files: the next `cutline add` reads them as words of yours"
         )
