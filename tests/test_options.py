@@ -384,7 +384,8 @@ def echoed(world: World, *words: str | Path) -> int:
     world.cli("add", world.photos)
     world.cli("annotate", world.photos, "echo", *words)
     layer = "captions/b" if "captions/b" in words else "captions/echo"
-    return Dataset(world.photos).sql(f'from "{layer}"').count()
+    dataset = Dataset(world.photos)
+    return dataset.sql(f'from "{layer}"').count() if layer in dataset.layers() else 0
 
 
 def preset(world: World) -> Path:
