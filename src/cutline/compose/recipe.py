@@ -190,7 +190,10 @@ class Recipe:
             seed: what random choices are drawn from, with epoch and key. A recipe has none yet: it changes nothing.
             epoch: as seed.
         """
-        caption, tag_texts = self.parts(batch)
+        return self.joined(*self.parts(batch))
+
+    def joined(self, caption: pa.StringArray, tag_texts: pa.StringArray) -> pa.StringArray:
+        """The text of each row out of its `parts`."""
         ordered = [{"caption": caption, "tags": tag_texts}[part] for part in self.order]
         return _join(ordered, self.separator)
 

@@ -37,6 +37,7 @@ from cutline.layer import (
     ROW_GROUP,
     Layer,
     LayerWriter,
+    fit,
     heads_sql,
     identifier,
     quote,
@@ -182,13 +183,7 @@ def _fit(batch: pa.RecordBatch, layout: pa.Schema) -> pa.Table:
     unknown = set(batch.schema.names) - set(layout.names)
     if unknown:
         raise CutlineError(f"a source gave columns that its layer does not have: {sorted(unknown)}")
-    columns = [
-        batch.column(entry.name).cast(entry.type)
-        if entry.name in batch.schema.names
-        else pa.nulls(batch.num_rows, entry.type)
-        for entry in layout
-    ]
-    return pa.Table.from_arrays(columns, schema=layout)
+    return pa.Table.from_batches([fit(batch, layout)])
 
 
 @contextlib.contextmanager

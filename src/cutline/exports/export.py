@@ -114,6 +114,7 @@ def rows(
 ) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
+    read = {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}
     for batch in dataset.scan(*recipe.layers, where=where, fields=(*columns, *recipe.fields), rows=BATCH):
         made = {name: batch.column(name) for name in columns if name in batch.schema.names}
         made["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
@@ -121,14 +122,13 @@ def rows(
             uri = batch.column("uri")
             below = pc.binary_join_element_wise(root, uri, "")
             made["path"] = pc.if_else(pc.starts_with(uri, "/"), uri, below)
-        if "text" in columns:
-            made["text"] = recipe.compose(batch, seed=0)
-        if "caption" in columns or "tags" in columns:
+        if not {"caption", "tags", "text"}.isdisjoint(columns):
             made["caption"], made["tags"] = recipe.parts(batch)
+        if "text" in columns:
+            made["text"] = recipe.joined(made["caption"], made["tags"])
         if "train_width" in columns:
             made["train_width"], made["train_height"] = recipe.buckets(batch)
         for name in columns:
-            read = {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}
             if not read.get(name, True):
                 made[name] = pa.nulls(len(batch))
         yield pa.RecordBatch.from_arrays([made[name] for name in columns], names=list(columns))

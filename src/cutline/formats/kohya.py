@@ -9,10 +9,8 @@ A list of what is missing, `{"caption": ["7866720", …], "tags": […]}`, is wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from cutline.formats.entries import Entry, json_lines, kind, named, opened
 from cutline.formats.stream import BrokenJson, Stream
@@ -77,20 +75,3 @@ def _listed(name: str, value: object, file: str) -> Entry:
     if isinstance(value, str) and value:
         return named(where, value, {LACKS: name})
     return Entry(where, error="bad_name", detail=f"it is {kind(value)}, not an id")
-
-
-def write(handle: IO[bytes], entries: Iterator[tuple[str, dict[str, Any]]], *, lines: bool) -> None:
-    """Stream names and their fields into a metadata file: JSON lines, or one object with an entry on each line."""
-    if lines:
-        for name, fields in entries:
-            handle.write(_json({"image_path": name, **fields}) + b"\n")
-        return
-    between = b"{\n"
-    for name, fields in entries:
-        handle.write(between + _json(name) + b": " + _json(fields))
-        between = b",\n"
-    handle.write(b"{}\n" if between == b"{\n" else b"\n}\n")
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8")
