@@ -52,3 +52,31 @@ def _drawn(tokens: list[str], start: int, end: int, partner: dict[int, list[int]
             pieces.append(token[0] if token in ("{{", "}}") else token)
         place += 1
     return "".join(pieces)
+
+
+def flat(text: str) -> tuple[str, bool]:
+    """A text for readers that know no wildcards within wildcards: braces that are none's doubled.
+
+    Returns:
+        The text, and whether such a reader draws the same from it: not where wildcards hold wildcards or braces, where
+        braces stand beside them, or where every choice of theirs may come to nothing.
+    """
+    tokens = _TOKEN.findall(text)
+    partner = _partners(tokens)
+    pieces, good, place, rest, empty = list[str](), True, 0, False, False
+    while place < len(tokens):
+        token = tokens[place]
+        if token == "{" and place in partner:
+            ends = partner[place]
+            inside = tokens[place + 1 : ends[-1]]
+            around = tokens[max(place - 1, 0) : place] + tokens[ends[-1] + 1 : ends[-1] + 2]
+            good &= not any(piece in ("{", "}", "{{", "}}") for piece in (*inside, *around))
+            starts = [place, *ends[:-1]]
+            empty |= any(start + 1 == end for start, end in zip(starts, ends, strict=True))
+            pieces.extend(tokens[place : ends[-1] + 1])
+            place = ends[-1]
+        else:
+            rest |= bool(token.strip())
+            pieces.append(token[0] * 2 if token in ("{", "}", "{{", "}}") else token)
+        place += 1
+    return "".join(pieces), good and (rest or not empty)
