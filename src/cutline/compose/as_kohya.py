@@ -135,7 +135,7 @@ class AsKohya:
             if text.separator != _JOINT and ends:
                 yield f"it puts {_JOINT!r} around tags that it shuffles or drops, not {text.separator!r}"
             if not self._together:
-                yield "tags that are shuffled or dropped stand in one place, with those that are kept around them"
+                yield "tags that it shuffles or drops stand in one place, and here they stand in several"
             if tags.dropout and len(text.orders) > 1:
                 yield "it drops tags after it has drawn the order, so that all may be gone of one that has only tags"
         if self._lines and "caption" in self._used:
@@ -155,12 +155,8 @@ class AsKohya:
         said = self.recipe.tags
         if isinstance(said.keep, int):
             return all(part in ("tags", "caption") or part in self.recipe.words for part in self._used)
-        free = [name for name in said.order if name not in said.keep]
-        places = [place for place, name in enumerate(said.order) if name in free]
-        solid = not places or places[-1] - places[0] + 1 == len(places)
-        orders = self._text.orders or (self._used,)
-        split = [sum(part == f"tags.{name}" for part in order for name in free) for order in orders]
-        return max(split) <= 1 and (solid or all("tags" not in order for order in orders))
+        free = [f"tags.{name}" for name in said.order if name not in said.keep]
+        return all(sum(part in free for part in order) <= 1 for order in self._text.orders or (self._used,))
 
     def _places(self, still: Made) -> _Places:
         return _Places.of(self.recipe, tag_lists(self._still, still.batch, still.draws), self._separator)
@@ -178,13 +174,12 @@ class AsKohya:
                 can = [_there(still, one, caption) for one in orders]
                 mine = can[orders.index(order)]
                 whole = [[w for w, there in zip(weights, row, strict=True) if there] for row in zip(*can, strict=True)]
+                shares = [_share(weight, those) for those in whole]
                 yield (
                     caption,
                     order,
                     [
-                        likely[row] * (weight / sum(whole[row]) if sum(whole[row]) else Fraction(1, len(whole[row])))
-                        if mine[row]
-                        else Fraction(0)
+                        likely[row] * (shares[row] if mine[row] else Fraction(not whole[row] and order == orders[0]))
                         for row in range(count)
                     ],
                 )
@@ -241,11 +236,12 @@ class AsKohya:
             likely: Counter[str] = Counter()
             reason = ""
             for line, texts in zip(found, columns, strict=True):
-                if line.likely[row] and (text := texts[row]) is not None:
-                    likely[text] += line.likely[row]  # type: ignore[assignment]
+                if line.likely[row]:
+                    text = texts[row] or ""
+                    likely[text] += line.likely[row]
                     reason = reason or line.reasons[row] or _misread_one(text)
-            counts = _counts(likely)
-            if not counts and likely:
+            counts = {} if set(likely) <= {""} else _counts(likely)
+            if not counts and set(likely) > {""}:
                 reason = reason or f"its texts would take more than {MOST_LINES} lines"
                 counts = dict.fromkeys(likely, 1)
             entries.append("\n".join(text for text, count in counts.items() for _ in range(count)) or None)
@@ -296,8 +292,8 @@ class _Places:
                 mine |= self._of(part) & self.free
         flexible = self.every.only(np.flatnonzero(mine)).lists().to_pylist()
         lines, why = list[str | None](), list[str]()
-        between = ", " if self.separator == "," else self.separator
-        for text, tags, reason in zip(texts.to_pylist(), flexible, reasons, strict=True):
+        between = ", " if self.separator == "," else f" {self.separator} "
+        for row, (text, tags, reason) in enumerate(zip(texts.to_pylist(), flexible, reasons, strict=True)):
             if text is None:
                 lines.append(None)
                 why.append("")
@@ -307,6 +303,8 @@ class _Places:
                 reason = reason or f"its tags do not stand between {_JOINT!r}"
             head, tail = (head.removesuffix(_JOINT), tail.removeprefix(_JOINT)) if gap else (text, "")
             moved = tags if gap else []
+            if row in self.mixed:
+                reason = reason or "tags that are kept stand among those that move"
             pieces = [head, tail, *moved]
             if any(KEEP in piece for piece in pieces):
                 reason = reason or f"it holds {KEEP}"
@@ -320,6 +318,13 @@ class _Places:
             why.append(reason)
         return _Line(pa.array(lines, pa.string()), why, likely)
 
+    @cached_property
+    def mixed(self) -> frozenset[int]:
+        """The rows in which tags that are kept stand among those that move."""
+        moving = np.flatnonzero(self.free)
+        rows, first, counts = np.unique(self.every.rows[moving], return_index=True, return_counts=True)
+        return frozenset(rows[moving[first + counts - 1] - moving[first] >= counts].tolist())
+
     def _of(self, part: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         category = part.partition(".")[2]
         return self.every.of(category) if category else np.ones(len(self.free), bool)
@@ -330,6 +335,11 @@ def _there(still: Made, order: tuple[str, ...], caption: pa.StringArray | None) 
     columns = [caption if part == "caption" else still.part(part) for part in order]
     found: list[bool] = pc.is_valid(join([column for column in columns if column is not None], "")).to_pylist()
     return found
+
+
+def _share(weight: Fraction, among: Sequence[Fraction]) -> Fraction:
+    """How often one of some is drawn, by weight; where none has any, all as often."""
+    return weight / sum(among) if sum(among) else Fraction(1, max(len(among), 1))
 
 
 def _counts(likely: Counter[str]) -> dict[str, int]:

@@ -58,9 +58,9 @@ def candidates(recipe: Recipe, batch: pa.RecordBatch) -> list[list[tuple[str, Fr
 
 
 def _lines_of(text: str, line_breaks: str) -> Sequence[str]:
-    if line_breaks == "draw":
-        return _spoken(text)
-    return [" ".join(_spoken(text))] if line_breaks == "space" and _BREAK.search(text) else [text]
+    if line_breaks == "keep" or not _BREAK.search(text):
+        return [text]
+    return _spoken(text) if line_breaks == "draw" else [" ".join(_spoken(text))]
 
 
 def _texts(batch: pa.RecordBatch, layer: str, which: str, draws: Draws) -> pa.StringArray:

@@ -60,7 +60,8 @@ class TagLists:
     def numbers(self) -> Numbers:
         """The place of each tag among those of its picture, from 0."""
         starts = np.concatenate([[0], np.cumsum(np.bincount(self.rows, minlength=self.count))])
-        return np.arange(len(self.rows)) - starts[self.rows]
+        found: Numbers = np.arange(len(self.rows)) - starts[self.rows]
+        return found
 
     def of(self, *categories: str) -> npt.NDArray[np.bool_]:
         """Which tags are of these categories."""
