@@ -211,7 +211,11 @@ class Encoder:
     def counts_as(self, other: Encoder) -> bool:
         """Whether both count every text alike, so that one count serves both: the two encoders of SDXL."""
         mine, theirs = ((one.coder, one.before, one.weighted, one.quoted) for one in (self, other))
-        return mine == theirs
+        return self.coder is not None and mine == theirs
+
+    def keeps_as(self, other: Encoder) -> bool:
+        """Whether both keep the same of every text."""
+        return self.counts_as(other) and (self.limit, self.chunk) == (other.limit, other.chunk)
 
     def read(self, text: str) -> Reading:
         """What it reads of this text.
