@@ -106,9 +106,9 @@ def test_a_tag_that_the_border_of_a_chunk_cuts() -> None:
 
     one = find_trainer("kohya-sdxl", max_token_length=150).encoders[1]
     text = "a " * 73 + ", long hair extraordinary, solo"  # the comma is token 73, long 74, hair 75
-    found = view(one, text, {"long hair extraordinary", "solo"})
+    found = view(one, text, ["long hair extraordinary", "solo"])
     assert (found.split_tags, found.unpooled_tags, found.lost_tags) == (("long hair extraordinary",), ("solo",), ())
-    short = view(find_trainer("kohya-sdxl").encoders[1], text, {"long hair extraordinary", "solo"})
+    short = view(find_trainer("kohya-sdxl").encoders[1], text, ["long hair extraordinary", "solo"])
     assert short.lost_tags == ("long hair extraordinary", "solo")
 
 
@@ -177,7 +177,7 @@ def test_without_a_recipe_that_is_obvious_the_layers_are_shown(dataset: Path, tm
     [
         (["many tags.png"], 1, "Near it: many_(tags).png. All keys: cutline sql "),
         (["xyz"], 1, "has the key 'xyz'. All keys: cutline sql "),
-        (["said.png", "--trainer", "sdxl"], 2, "there are: diffusers-flux, "),
+        (["said.png", "--trainer", "sdxl"], 2, "There are: diffusers-flux, "),
         (
             ["said.png", "--trainer", "kohya-sd3", "-o", "max_token_length=150"],
             2,
@@ -195,8 +195,8 @@ def test_an_error_says_what_to_type_next(dataset: Path, words: list[str], code: 
 
 
 def test_epochs_that_say_the_same_are_one() -> None:
-    drawn = ["a", "b", "a", None, ""]
-    texts = spoken(drawn, cached=True)
+    drawn = [Text((epoch,), False, text) for epoch, text in enumerate(["a", "b", "a", None, ""])]
+    texts = spoken(drawn, "a")
     assert [(text.epochs, text.cached, text.text) for text in texts] == [
         ((0, 2), True, "a"),
         ((1,), False, "b"),
@@ -205,6 +205,44 @@ def test_epochs_that_say_the_same_are_one() -> None:
     ]
     assert [text.label for text in texts[:2]] == ["epochs 0, 2, and what a text encoder cache holds", "epoch 1"]
     assert Text((0, 1, 2, 3), False, "a").label == "epochs 0 to 3"
+    other = spoken(drawn[:2], "a\nb")
+    assert [(text.label, text.text) for text in other][2:] == [("what a text encoder cache holds", "a\nb")]
+
+
+def recipe_file(path: Path, **lines: str) -> Path:
+    text = RECIPE
+    for table, line in lines.items():
+        text = text.replace(f"[{table}]", f"[{table}]\n{line}")
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> None:
+    def of(**lines: str) -> Any:
+        path = recipe_file(tmp_path / "r.toml", **lines)
+        words = ("many_(tags).png", "--recipe", path, "--trainer", "kohya-sd1", "--json")
+        return json.loads(cutline("show", dataset, *words).stdout)
+
+    fixed = of()
+    assert [(text["epochs"], text["cached"]) for text in fixed["texts"]] == [([0, 1, 2], True)]
+    assert fixed["notes"] == [
+        "the trainer misreads this picture's entry: it has several lines, of which the trainer reads one"
+    ]
+    lines = of(captions='line_breaks = "draw"')
+    assert lines["notes"] == []
+    cache = lines["texts"][-1]
+    assert (cache["epochs"], cache["cached"]) == ([], True)
+    assert len(cache["text"].splitlines()) == 2  # the encoder reads all lines at once
+    assert {text["text"] for text in lines["texts"][:-1]} <= set(cache["text"].splitlines())
+    shuffled = of(tags="shuffle = true", captions='line_breaks = "space"')
+    assert len(shuffled["texts"]) == 3  # one an epoch
+    assert not any(text["cached"] for text in shuffled["texts"])
+    assert shuffled["notes"] == ["the trainer caches no text encoder outputs: this recipe needs shuffle_caption"]
+    for text in shuffled["texts"]:
+        (encoder,) = text["encoders"]
+        said = text["text"].split(", ")
+        assert said[said.index(encoder["lost_tags"][0]) :][: len(encoder["lost_tags"])] == encoder["lost_tags"]
+        assert encoder["lost_tags"][0].endswith(encoder["lost"].split(",")[0].strip())
 
 
 def test_a_key_in_another_form_is_found(tmp_path: Path) -> None:

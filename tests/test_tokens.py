@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from cutline.compose import clip, tokens
-from cutline.compose.tokens import Encoder, TrainerError, chunk_rows, find_trainer, weighted
+from cutline.compose.kohya import TrainerError
+from cutline.compose.tokens import Encoder, chunk_rows, find_trainer, weighted
 from cutline.compose.weights import weighted_pieces
 from cutline.options import CutlineError, OptionError
 
@@ -331,13 +332,31 @@ def test_every_trainer_is_in_the_table_of_limits() -> None:
         ("kohya-sdxl", "max_token_length=many", "does not fit"),
         ("kohya-sd3", "t5xxl_max_token_length=1", "leaves no room"),
         ("kohya-sdxl", "clip=no/where", "clip=no/where: .*hf download no/where tokenizer.json"),
-        ("kohya", "clip=no/where", "no trainer is called 'kohya'; there are: .*kohya-sdxl"),
+        ("kohya", "clip=no/where", "no trainer is called 'kohya'. There are: .*kohya-sdxl"),
     ],
 )
 def test_a_setting_has_an_effect_or_is_refused(name: str, setting: str, said: str) -> None:
     key, _, value = setting.partition("=")
     with pytest.raises(OptionError, match=said):
         find_trainer(name, **{key: value})
+
+
+def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    row = '[[encoders]]\nname = "mine"\ntokenizer = "clip"\nlength = 12\nspecials = 2\n'
+    path.write_text(row, "utf-8")
+    assert [(one.name, one.limit) for one in find_trainer(str(path)).encoders] == [("mine", 10)]
+    for text, said in (
+        (row.replace("length = 12", "size = 12"), "an encoder has no option 'size'"),
+        (row.replace('"clip"', '"other"'), "no tokenizer 'other'; there are: clip, t5xxl, t5, gemma2, qwen, bytes"),
+        (row + 'option = "other"', "no option 'other'"),
+        ("name = 1\n" + row, r"a list of \[\[encoders\]\]"),
+        ("encoders = 1", r"a list of \[\[encoders\]\]"),
+        ("", r"a list of \[\[encoders\]\]"),
+    ):
+        path.write_text(text, "utf-8")
+        with pytest.raises(OptionError, match=f"mine.toml: .*{said}"):
+            find_trainer(str(path))
 
 
 # Other tokenizers, out of files.

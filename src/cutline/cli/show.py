@@ -43,10 +43,9 @@ def run(
 ) -> None:
     """Show one picture: its layers, its text, the tokens of it that a trainer keeps, and what falls off."""
     from cutline import options as settings
-    from cutline.compose.recipe import RecipeError
+    from cutline.compose.recipe import RecipeError, find_recipe
     from cutline.compose.tokens import find_trainer
     from cutline.dataset import Dataset
-    from cutline.exports.export import find_recipe
     from cutline.options import OptionError
     from cutline.preview.picture import look
 
@@ -81,6 +80,8 @@ def _print(found: Look, trainer: str) -> None:
                 console.print(f"  {column}: {_said(value)}")
     if "error" in found.layers["pictures"]:
         console.print("\nThis picture cannot be read: no trainer is given it, and it has no text.")
+    for note in found.notes:
+        console.print(f"\n{note}")
     for number, text in enumerate(found.texts):
         console.print(f"\n{text.label}", style="bold")
         if text.text is None:

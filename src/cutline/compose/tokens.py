@@ -19,18 +19,16 @@ import dataclasses
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cutline import options
-from cutline.compose.weights import TrainerError as TrainerError
+from cutline import options, toml_files
+from cutline.compose.kohya import TrainerError
 from cutline.compose.weights import weighted as weighted
 from cutline.compose.weights import weighted_pieces
 from cutline.options import CutlineError, OptionError, option
@@ -45,6 +43,7 @@ CHUNK = 75
 START, END = 49406, 49407
 """CLIP's ids of `<|startoftext|>` and `<|endoftext|>`."""
 
+_TOKENIZERS = ("clip", "t5xxl", "t5", "gemma2", "qwen")  # and the settings that name their files
 _BATCH = 4096  # texts that are tokenised at a time, so that memory does not grow with their number
 _QUOTES = re.compile(r'"(.*?)"|‘(.*?)’|“(.*?)”')
 
@@ -337,6 +336,13 @@ class _Row:
     pooled: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        known = Settings.__dataclass_fields__
+        if self.tokenizer not in {*_TOKENIZERS, "bytes"}:
+            raise OptionError(f"there is no tokenizer '{self.tokenizer}'; there are: {', '.join(_TOKENIZERS)}, bytes")
+        if self.option and self.option not in known:
+            raise OptionError(f"there is no option '{self.option}'; there are: {', '.join(known)}")
+
     @property
     def takes(self) -> list[str]:
         """The settings that it can be given."""
@@ -350,23 +356,20 @@ class _Row:
 
 def trainers() -> list[str]:
     """The names of all trainers, sorted."""
-    return sorted(path.name.removesuffix(".toml") for path in (files("cutline") / "presets" / "trainers").iterdir())
+    return toml_files.presets("trainers")
 
 
 def find_trainer(name: str, **settings: Any) -> Trainer:
     """A trainer by name, with its encoders as these settings make them. Tokenizers are loaded here.
 
     Args:
-        name: one of `trainers()`.
+        name: one of `trainers()`, or a TOML file of one's own like those.
         settings: fields of `Settings`, as values or as text; a trainer takes those only that change something in it.
 
     Raises:
         OptionError: an unknown trainer; a setting that it does not take, or that does not fit.
     """
-    if name not in trainers():
-        raise OptionError(f"no trainer is called '{name}'; there are: {', '.join(trainers())}")
-    text = (files("cutline") / "presets" / "trainers" / f"{name}.toml").read_text("utf-8")
-    rows = [options.fill(_Row, row) for row in tomllib.loads(text)["encoders"]]
+    rows = _rows(name)
     known = list(dict.fromkeys(setting for row in rows for setting in row.takes))
     for setting in settings:
         if setting not in known:
@@ -375,6 +378,17 @@ def find_trainer(name: str, **settings: Any) -> Trainer:
             raise OptionError(f"trainer {name} {problem}. It has: {', '.join(known)}.")
     made = options.fill(Settings, settings)
     return Trainer(name, tuple(_encoder(row, made) for row in rows))
+
+
+def _rows(name: str) -> list[_Row]:
+    said = toml_files.find("trainers", name, "trainer")
+    found = said.get("encoders")
+    if list(said) != ["encoders"] or not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise OptionError(f"{name}: a trainer is a list of [[encoders]], and nothing else")
+    try:
+        return [options.fill(_Row, row) for row in found]
+    except OptionError as error:
+        raise OptionError(f"{name}: {str(error).replace('_row', 'an encoder')}") from None
 
 
 def _encoder(row: _Row, settings: Settings) -> Encoder:

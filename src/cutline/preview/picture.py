@@ -10,12 +10,15 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cutline import schemas
+import pyarrow as pa
+
+from cutline.compose.as_kohya import AsKohya
+from cutline.compose.kohya import Subset, TrainerError
 from cutline.compose.recipe import Recipe
-from cutline.compose.tokens import Encoder, Reading, Trainer, TrainerError
+from cutline.compose.tokens import Encoder, Reading, Trainer
 from cutline.compose.weights import weighted_pieces
 from cutline.dataset import Dataset
 from cutline.layer import identifier, quote
@@ -23,27 +26,30 @@ from cutline.options import CutlineError
 
 Row = dict[str, Any]
 
+_NOT_CACHED = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate", "caption_dropout_rate")
+"""Options with which sd-scripts refuses to cache what its text encoders give."""
+_YET_CACHED = ("kohya-anima", "caption_dropout_rate")
+"""But for this trainer, which drops embeddings."""
+
 
 @dataclass(frozen=True)
 class Text:
-    """A text that a trainer is given, and when."""
+    """A text that a trainer's encoders are given, and when."""
 
     epochs: tuple[int, ...]
     """The epochs whose text it is, from 0."""
     cached: bool
-    """Whether it is what a cache of text encoder outputs holds: epoch 0's text, in every epoch."""
+    """Whether it is what the trainer's cache of text encoder outputs would hold, for all epochs."""
     text: str | None
     """Empty where it was dropped, null where there is nothing to say."""
+    tags: tuple[str, ...] = ()
+    """The tags in it, as written there and in that order."""
 
     @property
     def label(self) -> str:
-        """When it is given, for people: `epochs 0 to 2, and a text encoder cache`."""
-        first, last, many = self.epochs[0], self.epochs[-1], len(self.epochs)
-        if many > 2 and last - first == many - 1:
-            said = f"epochs {first} to {last}"
-        else:
-            said = f"epoch{'s' * (many > 1)} {', '.join(map(str, self.epochs))}"
-        return f"{said}, and what a text encoder cache holds" if self.cached else said
+        """When it is given, for people: `epochs 0 to 2, and what a text encoder cache holds`."""
+        said = [_listed(self.epochs)] if self.epochs else []
+        return ", and ".join([*said, "what a text encoder cache holds"] if self.cached else said)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Look:
     """Each distinct text once. None without a recipe, and where the picture cannot be read: nobody is given it then."""
     views: list[list[View]]
     """For each text, what each encoder makes of it; empty without a trainer."""
+    notes: tuple[str, ...] = ()
+    """What the trainer cannot be told, or misreads, each as a sentence for people."""
 
     def as_dict(self) -> Row:
         """As plain JSON values."""
@@ -105,7 +113,7 @@ class Look:
         ]
         for text, views in zip(texts, self.views, strict=bool(self.views)):
             text["encoders"] = [view.as_dict() for view in views]
-        return {"key": self.key, "layers": self.layers, "texts": texts}
+        return {"key": self.key, "layers": self.layers, "texts": texts, "notes": list(self.notes)}
 
 
 def look(
@@ -133,16 +141,18 @@ def look(
         CutlineError: no picture has that key (it names near ones), or the recipe reads a layer that is not there.
     """
     layers = rows_of(dataset, key)
-    key = layers["pictures"]["key"]
-    texts: list[Text] = []
-    if recipe and "error" not in layers["pictures"]:
-        drawn = _drawn(dataset, key, recipe, output=output, epochs=epochs, seed=seed)
-        texts = spoken(drawn, cached=trainer is not None and trainer.name.startswith("kohya-"))
+    if not recipe or "error" in layers["pictures"]:
+        return Look(layers["pictures"]["key"], layers, [], [])
+    batch = _row(dataset, layers["pictures"]["key"], recipe)
+    drawn = [_draw(recipe, batch, output=output, seed=seed, epoch=epoch) for epoch in range(epochs)]
+    cached, notes = None, list[str]()
+    if trainer and trainer.name.startswith("kohya-"):
+        cached, notes = cached_text(recipe, batch, output=output, seed=seed, trainer=trainer.name)
+    texts = spoken(drawn, cached)
     views: list[list[View]] = []
     if trainer:
-        known = _known_tags(layers)
-        views = [[view(encoder, text.text or "", known) for encoder in trainer.encoders] for text in texts]
-    return Look(key, layers, texts, views)
+        views = [[view(encoder, text.text or "", text.tags) for encoder in trainer.encoders] for text in texts]
+    return Look(layers["pictures"]["key"], layers, texts, views, tuple(notes))
 
 
 def rows_of(dataset: Dataset, key: str) -> dict[str, Row]:
@@ -170,37 +180,66 @@ def _no_such_key(dataset: Dataset, key: str) -> str:
     return f"no picture of {dataset.root} has the key {key!r}. {meant}All keys: {keys}"
 
 
-def _drawn(dataset: Dataset, key: str, recipe: Recipe, *, output: str, epochs: int, seed: int) -> list[str | None]:
-    """The text of each epoch."""
+def _row(dataset: Dataset, key: str, recipe: Recipe) -> pa.RecordBatch:
+    """The one row of a picture, as recipes read it."""
     known = dataset.layers()
     if lacking := [name for name in recipe.layers if name not in known]:
         there = ", ".join(name for name in known if name != "pictures") or "none"
         raise CutlineError(f"the recipe reads {', '.join(lacking)}, which {dataset.root} lacks. It has: {there}")
-    chosen: dict[str, Any] = {"output": output} if output else {}
-    batch = next(iter(dataset.scan(*recipe.layers, where=f"pictures.key = {quote(key)}", fields=recipe.fields)))
-    return [recipe.compose(batch, seed=seed, epoch=epoch, **chosen)[0].as_py() for epoch in range(epochs)]
+    return next(iter(dataset.scan(*recipe.layers, where=f"pictures.key = {quote(key)}", fields=recipe.fields)))
 
 
-def spoken(drawn: Sequence[str | None], *, cached: bool) -> list[Text]:
-    """The texts that a trainer is given, each distinct one once, in the order in which they come.
+def _draw(recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, epoch: int) -> Text:
+    draw = recipe.make(batch, seed=seed, epoch=epoch).draw(output)
+    return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()))
+
+
+def cached_text(
+    recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, trainer: str
+) -> tuple[str | None, list[str]]:
+    """What sd-scripts' text encoder cache would hold of a picture that was exported by a recipe.
+
+    Returns:
+        The text, None where the trainer refuses to cache; and what people should know.
+    """
+    said = AsKohya(recipe, output)
+    entries, reasons = said.entries(recipe.make(batch, seed=seed))
+    notes = [f"the trainer cannot be told all of the recipe: {sentence}" for sentence in said.cannot]
+    notes += [f"the trainer misreads this picture's entry: {reasons[0]}"] if reasons[0] else []
+    if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
+        return None, [*notes, f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}"]
+    subset = Subset(**said.options)
+    return subset.cached(subset.load(caption=entries[0].as_py())), notes
+
+
+def spoken(drawn: Sequence[Text], cached: str | None) -> list[Text]:
+    """The texts that a trainer's encoders are given, each distinct one once, in the order in which they come.
 
     Args:
         drawn: the text of each epoch.
-        cached: whether the trainer can cache what its text encoders give: it then encodes epoch 0's text alone.
+        cached: what a cache of text encoder outputs would hold; None without one.
     """
-    epochs: dict[str | None, list[int]] = {}
-    for epoch, text in enumerate(drawn):
-        epochs.setdefault(text, []).append(epoch)
-    return [Text(tuple(when), cached and when[0] == 0, text) for text, when in epochs.items()]
+    texts: dict[str | None, Text] = {}
+    for one in drawn:
+        before = texts.get(one.text)
+        texts[one.text] = replace(before, epochs=(*before.epochs, *one.epochs)) if before else one
+    found = list(texts.values())
+    if cached is None:
+        return found
+    same = [number for number, one in enumerate(found) if (one.text or "") == cached]
+    if not same:
+        return [*found, Text((), True, cached, drawn[0].tags if drawn else ())]
+    found[same[0]] = replace(found[same[0]], cached=True)
+    return found
 
 
-def view(encoder: Encoder, text: str, tags: set[str]) -> View:
+def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
     """What an encoder makes of a text.
 
     Args:
         encoder: one of a trainer.
         text: what it is given.
-        tags: the picture's tags, as `plain` writes them: what stands between two commas is a tag if it is one of these.
+        tags: those in the text, as written there and in that order.
     """
     if encoder.problem:
         return View(encoder, None, encoder.problem)
@@ -209,9 +248,7 @@ def view(encoder: Encoder, text: str, tags: set[str]) -> View:
     except TrainerError as error:
         return View(encoder, None, f"the trainer stops at this text: {error}")
     lost, split, unpooled = [], [], []
-    for tag, start, end in _pieces(text):
-        if plain(tag) not in tags:
-            continue
+    for tag, start, end in _places(text, tags):
         chunks = {token.chunk for token in reading.tokens if token.start < end and token.end > start}
         if -1 in chunks:
             lost.append(tag)
@@ -231,9 +268,25 @@ def view(encoder: Encoder, text: str, tags: set[str]) -> View:
     )
 
 
-def plain(tag: str) -> str:
-    """A tag without the ways in which one tag is written: underscores, escapes, case."""
-    return re.sub(r"\\([()\[\]\\])", r"\1", tag).replace("_", " ").strip().lower()
+def _listed(epochs: tuple[int, ...]) -> str:
+    first, last, many = epochs[0], epochs[-1], len(epochs)
+    if many > 2 and last - first == many - 1:
+        return f"epochs {first} to {last}"
+    return f"epoch{'s' * (many > 1)} {', '.join(map(str, epochs))}"
+
+
+def _places(text: str, tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Where each tag starts and ends, in their order: where it stands between two commas, else wherever it stands."""
+    found: list[tuple[str, int, int]] = []
+    pieces = _pieces(text)
+    end = 0
+    for tag in tags:
+        whole = (start for piece, start, _ in pieces if piece == tag and start >= end)
+        start = next(whole, text.find(tag, end))
+        if start >= 0:
+            end = start + len(tag)
+            found.append((tag, start, end))
+    return found
 
 
 def _pieces(text: str) -> list[tuple[str, int, int]]:
@@ -249,13 +302,3 @@ def _eaten(text: str, read: set[int]) -> tuple[tuple[str, str], ...]:
         if any(text[place] in "()[]" and place not in read for place in range(start, end))
     }
     return tuple(found.items())
-
-
-def _known_tags(layers: dict[str, Row]) -> set[str]:
-    return {
-        plain(tag)
-        for name, row in layers.items()
-        if schemas.kind(name) == "tags"
-        for category in schemas.TAG_CATEGORIES
-        for tag in row.get(category, ())
-    }
