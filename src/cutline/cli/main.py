@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cutline.cli import add, annotate, compact, demo, export, plugins, sql, stats, status
+from cutline.cli import add, annotate, compact, demo, export, plugins, show, sql, stats, status
 from cutline.options import CutlineError, OptionError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, annotate, export, plugins, sql, compact):
+for verb in (demo, add, status, stats, show, annotate, export, plugins, sql, compact):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 
