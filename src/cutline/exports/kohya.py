@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -102,7 +103,7 @@ class Kohya:
             config = out.with_suffix(".toml")
             if not dry_run and config in self.beside(out):
                 lines = self._config(rows, out)
-                hashes[config.name], _, _ = write_file(config, lambda handle: handle.writelines(lines), dry_run=False)
+                hashes[config.name], _, _ = write_file(config, partial(_write_config, lines), dry_run=False)
                 notes.append(f"for the trainer: --dataset_config {config}")
         if self.missing and not dry_run:
             hashes["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
@@ -259,6 +260,10 @@ def _refuse_shared(given: pa.Table) -> None:
 def _written(path: Path, entries: Iterator[pa.RecordBatch], dry_run: bool) -> tuple[str, bool, list[str]]:
     writer = {".json": _write_object, ".jsonl": _write_lines, ".parquet": _write_parquet}[path.suffix]
     return write_file(path, lambda handle: writer(handle, entries), dry_run=dry_run)
+
+
+def _write_config(lines: list[bytes], handle: IO[bytes]) -> None:
+    handle.write(b"".join(lines))
 
 
 class _Misread:
