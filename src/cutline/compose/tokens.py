@@ -427,9 +427,10 @@ def _coder(row: _Row, settings: Settings) -> tuple[_Coder | None, str]:
     if given:
         path = _tokenizer_file(given)
         if path is None:
+            fetch = f". Fetch it: hf download {given} tokenizer.json" if re.fullmatch(r"[\w.-]+/[\w.-]+", given) else ""
             raise OptionError(
-                f"{row.tokenizer}={given}: there is no such tokenizer.json and no folder that has one, and the cache "
-                f"of Hugging Face has none of that name. A name there: hf download {given} tokenizer.json"
+                f"{row.tokenizer}={given}: there is no such tokenizer.json, no folder that has one, and none of that "
+                f"name in the cache of Hugging Face{fetch}"
             )
         return _Words(_load(path)), ""
     if row.tokenizer == "clip":
