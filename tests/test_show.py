@@ -83,7 +83,7 @@ def test_what_sdxl_keeps(dataset: Path) -> None:
     assert painted.split("⟦falls off⟧")[1] == reading.lost.replace("\n", "⏎")
     assert f"falls off: {reading.lost}".replace("\n", "⏎") in plain
     found = read(dataset, "many_(tags).png", "--trainer", "kohya-sdxl", "-o", "max_token_length=150")
-    (one,) = found["texts"]
+    one = found["texts"][0]
     assert (one["text"], one["epochs"], one["cached"], found["trainer"]) == (text, [0, 1, 2], True, "kohya-sdxl")
     left, right = one["encoders"]
     assert (left["kept"] + left["lost"], left["count"], left["limit"]) == (text, reading.count, 150)
@@ -157,7 +157,9 @@ def test_glyphs(dataset: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_say_and_nobody_to_say_it_of(dataset: Path) -> None:
     assert "epochs 0 to 2\n  (nothing: no layer of the recipe says anything)" in shown(dataset, "silent.png")
-    assert read(dataset, "silent.png")["texts"] == [{"epochs": [0, 1, 2], "cached": False, "text": None}]
+    assert read(dataset, "silent.png")["texts"] == [
+        {"epochs": [0, 1, 2], "cached": False, "misread": False, "text": None}
+    ]
     assert "error: not_an_image" in shown(dataset, "broken.png")
     assert "cannot be read: no trainer is given it" in shown(dataset, "broken.png")
     assert read(dataset, "broken.png")["texts"] == []
@@ -195,18 +197,20 @@ def test_an_error_says_what_to_type_next(dataset: Path, words: list[str], code: 
 
 
 def test_epochs_that_say_the_same_are_one() -> None:
-    drawn = [Text((epoch,), False, text) for epoch, text in enumerate(["a", "b", "a", None, ""])]
-    texts = spoken(drawn, "a")
+    drawn = [Text((epoch,), False, text) for epoch, text in enumerate(["a", "b", "a", "", None])]
+    texts = spoken([*drawn, Text((), True, "a")])
     assert [(text.epochs, text.cached, text.text) for text in texts] == [
         ((0, 2), True, "a"),
         ((1,), False, "b"),
-        ((3,), False, None),
-        ((4,), False, ""),
+        ((3, 4), False, ""),  # either way there is nothing
     ]
     assert [text.label for text in texts[:2]] == ["epochs 0, 2, and what a text encoder cache holds", "epoch 1"]
     assert Text((0, 1, 2, 3), False, "a").label == "epochs 0 to 3"
-    other = spoken(drawn[:2], "a\nb")
-    assert [(text.label, text.text) for text in other][2:] == [("what a text encoder cache holds", "a\nb")]
+    other = spoken([*drawn[:1], Text((), True, "a\nb"), Text((), False, "a", misread=True)])
+    assert [(text.label, text.text) for text in other] == [
+        ("epoch 0, and what the trainer reads instead", "a"),
+        ("what a text encoder cache holds", "a\nb"),
+    ]
 
 
 def recipe_file(path: Path, **lines: str) -> Path:
@@ -224,10 +228,16 @@ def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> No
         return json.loads(cutline("show", dataset, *words).stdout)
 
     fixed = of()
-    assert [(text["epochs"], text["cached"]) for text in fixed["texts"]] == [([0, 1, 2], True)]
-    assert fixed["notes"] == [
-        "the trainer misreads this picture's entry: it has several lines, of which the trainer reads one"
+    assert [(text["epochs"], text["misread"], text["cached"]) for text in fixed["texts"]] == [
+        ([0, 1, 2], False, True),
+        ([], True, False),
     ]
+    assert fixed["texts"][1]["text"] == fixed["texts"][0]["text"].partition("\n")[0]
+    assert fixed["notes"] == ["the trainer misreads this picture: it has several lines, of which the trainer reads one"]
+    told = of(captions='line_breaks = "space"', tags='dropout = 0.5\nseparator = "; "')
+    assert told["notes"][0].startswith("the trainer cannot be told all of this recipe: it joins tags")
+    assert told["notes"][1] == "so it is given the text of epoch 0 in every epoch, unless the export bakes in some more"
+    assert told["texts"][0]["cached"]
     lines = of(captions='line_breaks = "draw"')
     assert lines["notes"] == []
     cache = lines["texts"][-1]

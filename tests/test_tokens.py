@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -298,8 +299,10 @@ LIMITS = [
     ("kohya-lumina2", {}, {"gemma-2-2b": 255}),
     ("kohya-hunyuan-image", {}, {"qwen2.5-vl": 1024, "byt5": 127}),
     ("kohya-anima", {"t5_max_token_length": 100}, {"qwen3-0.6b": 512, "t5": 99}),
+    ("kohya-anima", {"qwen3_max_token_length": 100}, {"qwen3-0.6b": 100, "t5": 511}),
     ("diffusers-sd1", {}, {"clip-l": 75}),
     ("diffusers-sdxl", {}, {"clip-l": 75, "clip-g": 75}),
+    ("diffusers-sd3", {}, {"clip-l": 75, "clip-g": 75, "t5-xxl": 76}),
     ("diffusers-flux", {"max_sequence_length": 256}, {"clip-l": 75, "t5-xxl": 255}),
 ]
 
@@ -443,6 +446,15 @@ def test_without_open_clip_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch,
     finally:
         clip.packaged.cache_clear()
     assert "pip install --no-deps open_clip_torch; or name its file: -o clip=PATH" in one.problem
+
+
+def test_counting_needs_no_torch() -> None:
+    code = (
+        "import sys; from cutline.compose.tokens import find_trainer as find; find('kohya-sdxl').encoders[0].read('a')"
+    )
+    code += "; print({'torch', 'transformers', 'open_clip', 'huggingface_hub'}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
 
 
 def test_the_two_encoders_of_sdxl_count_alike() -> None:

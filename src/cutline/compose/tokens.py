@@ -2,15 +2,16 @@
 
 A trainer is data, `presets/trainers/*.toml`: which encoders read the text, how many ids each takes, what is put before
 the text. `find_trainer("kohya-sdxl", max_token_length=225)` gives its encoders; each counts the tokens of many texts
-(`counts`) or shows those of one (`read`). The numbers are those of sd-scripts 0.10.1 (library/strategy_*.py) and of the
-example scripts of diffusers, read in their sources; the rows of CLIP were compared with those that sd-scripts made.
+(`counts`) or shows those of one (`read`). The numbers are those of sd-scripts 0.10.1 (library/strategy_*.py) and of
+diffusers' scripts (examples/text_to_image, examples/dreambooth); CLIP's rows are compared with those sd-scripts made.
 
 Tokens are counted with the real tokenizer: CLIP's out of the package open_clip_torch, the others out of a file, or out
 of what `hf download` left on this machine. Nothing is ever fetched, and where a tokenizer is not at hand nothing is
 guessed: `Encoder.problem` says what to type.
 
-CLIP's words are cut as transformers' `CLIPTokenizer` cuts them today. Before its version 5 that class could put a text
-through the package ftfy first, which turns curly quotes into straight ones and wide letters into plain ones.
+CLIP's words are cut as the `CLIPTokenizer` of transformers 5 cuts them. That of transformers 4 puts a text through the
+package ftfy first, where that is installed: curly quotes become straight and wide letters plain, so that such a text
+may have some tokens fewer there.
 """
 
 from __future__ import annotations
@@ -426,9 +427,10 @@ def _coder(row: _Row, settings: Settings) -> tuple[_Coder | None, str]:
     if given:
         path = _tokenizer_file(given)
         if path is None:
+            fetch = f". Fetch it: hf download {given} tokenizer.json" if re.fullmatch(r"[\w.-]+/[\w.-]+", given) else ""
             raise OptionError(
-                f"{row.tokenizer}={given}: there is no such tokenizer.json and no folder that has one, and the cache "
-                f"of Hugging Face has none of that name. A name there: hf download {given} tokenizer.json"
+                f"{row.tokenizer}={given}: there is no such tokenizer.json, no folder that has one, and none of that "
+                f"name in the cache of Hugging Face{fetch}"
             )
         return _Words(_load(path)), ""
     if row.tokenizer == "clip":

@@ -7,9 +7,10 @@ encoder in another, `view`.
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,12 +45,16 @@ class Text:
     """Empty where it was dropped, null where there is nothing to say."""
     tags: tuple[str, ...] = ()
     """The tags in it, as written there and in that order."""
+    misread: bool = False
+    """Whether it is what the trainer makes of a picture whose entry it misreads."""
 
     @property
     def label(self) -> str:
         """When it is given, for people: `epochs 0 to 2, and what a text encoder cache holds`."""
         said = [_listed(self.epochs)] if self.epochs else []
-        return ", and ".join([*said, "what a text encoder cache holds"] if self.cached else said)
+        said += ["what the trainer reads instead"] if self.misread else []
+        said += ["what a text encoder cache holds"] if self.cached else []
+        return ", and ".join(said)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ class Look:
     def as_dict(self) -> Row:
         """As plain JSON values."""
         texts: list[Row] = [
-            {"epochs": list(text.epochs), "cached": text.cached, "text": text.text} for text in self.texts
+            {"epochs": list(text.epochs), "cached": text.cached, "misread": text.misread, "text": text.text}
+            for text in self.texts
         ]
         for text, views in zip(texts, self.views, strict=bool(self.views)):
             text["encoders"] = [view.as_dict() for view in views]
@@ -145,10 +151,11 @@ def look(
         return Look(layers["pictures"]["key"], layers, [], [])
     batch = _row(dataset, layers["pictures"]["key"], recipe)
     drawn = [_draw(recipe, batch, output=output, seed=seed, epoch=epoch) for epoch in range(epochs)]
-    cached, notes = None, list[str]()
+    texts = spoken(drawn)
+    notes: list[str] = []
     if trainer and trainer.name.startswith("kohya-"):
-        cached, notes = cached_text(recipe, batch, output=output, seed=seed, trainer=trainer.name)
-    texts = spoken(drawn, cached)
+        others, notes = of_kohya(recipe, batch, output=output, epochs=epochs, seed=seed, trainer=trainer.name)
+        texts = spoken([*drawn, *others])
     views: list[list[View]] = []
     if trainer:
         views = [[view(encoder, text.text or "", text.tags) for encoder in trainer.encoders] for text in texts]
@@ -194,43 +201,49 @@ def _draw(recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, epoc
     return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()))
 
 
-def cached_text(
-    recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, trainer: str
-) -> tuple[str | None, list[str]]:
-    """What sd-scripts' text encoder cache would hold of a picture that was exported by a recipe.
+def of_kohya(
+    recipe: Recipe, batch: pa.RecordBatch, *, output: str, epochs: int, seed: int, trainer: str
+) -> tuple[list[Text], list[str]]:
+    """What sd-scripts makes of a picture that was exported by a recipe, where that is not what the recipe says.
 
     Returns:
-        The text, None where the trainer refuses to cache; and what people should know.
+        What its cache of text encoder outputs would hold, where it does not refuse one, and what it reads of an entry
+        that it misreads; and what people should know.
     """
     said = AsKohya(recipe, output)
-    entries, reasons = said.entries(recipe.make(batch, seed=seed))
-    notes = [f"the trainer cannot be told all of the recipe: {sentence}" for sentence in said.cannot]
-    notes += [f"the trainer misreads this picture's entry: {reasons[0]}"] if reasons[0] else []
-    if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
-        return None, [*notes, f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}"]
+    made = recipe.make(batch, seed=seed)
+    entries, reasons = said.entries(made)
+    notes = [f"the trainer cannot be told all of this recipe: {sentence}" for sentence in said.cannot]
+    if said.cannot:
+        notes.append("so it is given the text of epoch 0 in every epoch, unless the export bakes in some more")
     subset = Subset(**said.options)
-    return subset.cached(subset.load(caption=entries[0].as_py())), notes
+    loaded = subset.load(caption=entries[0].as_py())
+    tags = tuple(made.draw(output).tags[0].as_py())
+    texts: list[Text] = []
+    if reasons[0]:
+        notes.append(f"the trainer misreads this picture: {reasons[0]}")
+        rng = random.Random(seed)
+        drawn = [subset.draw(loaded, rng, epoch=epoch + 1) for epoch in range(epochs)]
+        texts += [Text((), False, text, tags, misread=True) for text in drawn]
+    if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
+        notes.append(f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}")
+    else:
+        texts.append(Text((), True, subset.cached(loaded), tags))
+    return texts, notes
 
 
-def spoken(drawn: Sequence[Text], cached: str | None) -> list[Text]:
-    """The texts that a trainer's encoders are given, each distinct one once, in the order in which they come.
-
-    Args:
-        drawn: the text of each epoch.
-        cached: what a cache of text encoder outputs would hold; None without one.
-    """
-    texts: dict[str | None, Text] = {}
-    for one in drawn:
-        before = texts.get(one.text)
-        texts[one.text] = replace(before, epochs=(*before.epochs, *one.epochs)) if before else one
-    found = list(texts.values())
-    if cached is None:
-        return found
-    same = [number for number, one in enumerate(found) if (one.text or "") == cached]
-    if not same:
-        return [*found, Text((), True, cached, drawn[0].tags if drawn else ())]
-    found[same[0]] = replace(found[same[0]], cached=True)
-    return found
+def spoken(texts: Iterable[Text]) -> list[Text]:
+    """The texts that a trainer's encoders are given, each distinct one once, in the order in which they come."""
+    found: dict[str, Text] = {}
+    for one in texts:
+        same = found.setdefault(one.text or "", one)
+        found[one.text or ""] = replace(
+            same,
+            epochs=tuple(dict.fromkeys((*same.epochs, *one.epochs))),
+            cached=same.cached or one.cached,
+            misread=same.misread or one.misread,
+        )
+    return list(found.values())
 
 
 def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
