@@ -43,7 +43,7 @@ def rows(root: Path, texts: Mapping[str, str | None], *, size: int = 3, **parts:
     for uri in sorted(texts):
         key = uri.rsplit("/", 1)[-1] if uri.startswith("/") else uri
         row = dict.fromkeys(COLUMNS) | {"key": key, "uri": uri, "path": str(root / uri), "width": 4, "height": 3}
-        listed.append(row | {"caption": texts[uri], "text": texts[uri]} | parts)
+        listed.append(row | dict.fromkeys(("caption", "text", "entry"), texts[uri]) | parts)
     listed.sort(key=lambda row: row["key"])
     for start in range(0, len(listed), size):
         yield pa.RecordBatch.from_pylist(listed[start : start + size], SCHEMA)
@@ -256,7 +256,7 @@ def test_kohya_loads_in_todays_trainer(tmp_path: Path, suffix: str) -> None:
     images = make(tmp_path / "imgs", *NAMES, "none.jpg")
     outside = make(tmp_path, "outside/z.png") / "outside/z.png"
     texts = TEXTS | {"none.jpg": None, str(outside): "elsewhere"}
-    manifest = Kohya().write(rows(images, texts, tags="t_1, ^_^"), tmp_path / f"m.{suffix}")
+    manifest = Kohya(apart=True).write(rows(images, texts, tags="t_1, ^_^"), tmp_path / f"m.{suffix}")
     loaded = kohya_loads(tmp_path / f"m.{suffix}", images)
     assert loaded == {**{name: f"{text},t_1, ^_^" for name, text in TEXTS.items()}, str(outside): "elsewhere,t_1, ^_^",
                       "none.jpg": "t_1, ^_^"}  # fmt: skip

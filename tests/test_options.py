@@ -275,7 +275,22 @@ PLUGINS: dict[str, Seen] = {
         set(json.loads(w.export("kohya", "x.json", legacy=True).read_text())) == set("abcd")
     ),
     "exports kohya caption_from_tags": lambda w: (
-        b'"caption": "one, two"' not in tagged(w) and b'"caption": "one, two"' in tagged(w, caption_from_tags=True)
+        b'"caption": "one, two"' not in tagged(w, apart=True) and b'"caption": "one, two"' in tagged(w, apart=True, caption_from_tags=True)
+    ),
+    "exports kohya apart": lambda w: b'"tags": "one, two"' in tagged(w, apart=True),
+    "exports kohya output": lambda w: (
+        w.add(),
+        (w.photos / ".cutline" / "recipes").mkdir(),
+        (w.photos / ".cutline" / "recipes" / "two.toml").write_text(
+            '[captions]\nfirst_of = ["captions/sidecar"]\n[outputs.more]\nprefix = "so:"\n'
+        ),
+        w.cli("export", w.photos, "kohya", w.folder / "x.json", "--recipe", "two", "-o", "output=more"),
+    )
+    and '"so:, cat 0, dog"' in (w.folder / "x.json").read_text(),
+    "exports kohya bake_epochs": lambda w: (
+        w.export("kohya", "x.json", bake_epochs=2).exists() is False
+        and '"cat 0, dog"' in (w.folder / "x-1.json").read_text()
+        and (w.folder / "x-2.json").exists()
     ),
     "exports kohya missing": lambda w: (
         not w.export("kohya", "x.json", missing=False).with_name("missing.json").exists()

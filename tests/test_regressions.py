@@ -262,7 +262,7 @@ def test_half_a_size_is_no_size(tmp_path: Path) -> None:
         rows.add({"key": "a", "width": 768, "height": 768})
     text = '[tags]\nfirst_of = ["tags/told"]\n[latents]\nfirst_of = ["latents/one", "latents/two"]\n'
     (tmp_path / "r.toml").write_text(text)
-    cutline("export", tmp_path, "kohya", tmp_path / "m.json", "--recipe", tmp_path / "r.toml")
+    cutline("export", tmp_path, "kohya", tmp_path / "m.json", "--recipe", tmp_path / "r.toml", "-o", "apart=true")
     assert json.loads((tmp_path / "m.json").read_text()) == {
         "a": {"tags": "cat", "train_resolution": [768, 768]},
         "b": {"tags": "cat"},
@@ -325,7 +325,7 @@ def test_views_that_could_not_all_be_made_are_made_again(tmp_path: Path, monkeyp
 def test_a_parquet_without_latents(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     dataset.add(Told({"1": "cat"}))
-    cutline("export", tmp_path, "kohya", tmp_path / "m.parquet")
+    cutline("export", tmp_path, "kohya", tmp_path / "m.parquet", "-o", "apart=true")
     assert pq.read_table(tmp_path / "m.parquet").to_pylist() == [
         {"image_path": "1", "caption": None, "tags": "cat", "image_size": None, "train_resolution": None}
     ]

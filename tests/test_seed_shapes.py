@@ -115,14 +115,14 @@ def test_the_files_of_seed_000(tmp_path: Path) -> None:
     assert export("as_the_script.json", "danbooru", "-o", "caption_from_tags=true") == stands_in
 
     assert list(export("meta.json", "danbooru")) == sorted(TAGS)
-    cutline("export", dataset, "kohya", tmp_path / "meta.jsonl", "--recipe", "danbooru")
+    cutline("export", dataset, "kohya", tmp_path / "meta.jsonl", "--recipe", "danbooru", "-o", "apart=true")
     lines = [json.loads(line) for line in (tmp_path / "meta.jsonl").read_text("utf-8").splitlines()]
     assert lines == [{"image_path": key, **whole[key]} for key in sorted(whole)]
 
 
 def test_the_parquet_loads_in_pandas(tmp_path: Path) -> None:
     dataset = made(tmp_path)
-    cutline("export", dataset, "kohya", tmp_path / "meta.parquet", "--recipe", "danbooru")
+    cutline("export", dataset, "kohya", tmp_path / "meta.parquet", "--recipe", "danbooru", "-o", "apart=true")
     frame = pandas.read_parquet(tmp_path / "meta.parquet").set_index("image_path")
     assert list(frame.columns) == ["caption", "tags", "image_size", "train_resolution"]
     assert dict(frame["tags"]) == TAGS

@@ -388,4 +388,4 @@ def test_exports_that_name_files_say_so_of_archives(tmp_path: Path) -> None:
     with pytest.raises(CutlineError, match="Export webdataset"):
         export(dataset, MetadataJsonl(pictures="copy"), tmp_path / "out", recipe=find_recipe(dataset, ""))
     manifest = export(dataset, Kohya(), tmp_path / "m.json", recipe=find_recipe(dataset, ""))
-    assert "1 of these pictures are inside archives" in manifest.notes[0]
+    assert "1 of these pictures are inside archives" in manifest.notes[-1]

@@ -94,7 +94,8 @@ class Kohya:
                 path, self._entries(given, found, lacking if epoch in (None, 1) else None, misread), dry_run
             )
             counts["written" if changed else "unchanged"] += found.pop("entries", 0)
-            counts |= {name: max(counts[name], count) for name, count in found.items()}
+            for name, count in found.items():
+                counts[name] = max(counts[name], count)
             diff += differs
         xxh128 = hashes.pop(self._files(out)[0][0].name)
         notes = misread.notes()
@@ -210,6 +211,8 @@ def _write_object(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
 
 def _write_lines(handle: IO[bytes], batches: Iterator[pa.RecordBatch]) -> None:
     for batch in batches:
+        if not len(batch):
+            continue
         fields = {"image_path": batch.column("name"), **_fields(batch)}
         handle.write(json_columns.text(json_columns.lines(fields, after="\n")))
 
