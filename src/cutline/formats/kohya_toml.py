@@ -70,7 +70,7 @@ class SubsetConfig:
     metadata_file: str | None = None
     """As `image_dir`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`CAPTION_OPTIONS` and, of a folder, `SIDECAR_OPTIONS` that the config says at any level; the rest are defaults."""
+    """What the config says, at any level, of `CAPTION_OPTIONS` and, for a folder, of `SIDECAR_OPTIONS`."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """What else it says of the subset: num_repeats, cache_info, is_reg, flip_aug and the like."""
 
@@ -273,7 +273,7 @@ class _Reading:
         ]
         if not datasets and not self.problems:
             self._add("nothing_to_train", "the top of the file", "it has no [[datasets]]: add one, with its subsets")
-        idle = ()
+        idle: tuple[str, ...] = ()
         if not any(subset.kind == "folder" for made in datasets for subset in made.subsets):
             idle = tuple(f"{key} in [general]" for key in _SIDECARS if key in general)
         return Config(tuple(datasets), self.path, idle), tuple(self.problems)
