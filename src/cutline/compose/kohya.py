@@ -119,7 +119,9 @@ class Subset:
                 return "\n".join(f"{line}{separator}{tags}" for line in text.split("\n") if line.strip())
             if len(tags) == 0:
                 return text
-            return (text + separator if len(text) > 0 else text) + tags
+            if len(text) > 0:
+                text = text + separator
+            return typing.cast(str, text + tags)
 
     def load_image(self, path: str | os.PathLike[str]) -> str:
         """The text that the trainer holds for a picture with a file beside it; `class_tokens` or nothing without one.
