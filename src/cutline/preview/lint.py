@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from cutline import tags
 from cutline.formats import kohya, kohya_toml
 from cutline.formats.kohya_toml import Config, DatasetConfig, SubsetConfig
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 from cutline.preview.lint_rules import Finding, Notes
 
 if TYPE_CHECKING:
@@ -254,22 +254,30 @@ class _Dataset:
             return None
         if not dataset.enable_bucket:  # everything is cut to one size
             return lambda width, height: _only(size, width, height)
-        steps = dataset.bucket_reso_steps
-        low = dataset.min_bucket_reso // steps * steps
-        high = -(-dataset.max_bucket_reso // steps) * steps
-        if not dataset.bucket_no_upscale and not (low <= min(size) and max(size) <= high):
-            self.notes.add("bucket_bounds", dataset.where, given=f"{size[0]} x {size[1]}")
-            return None
         from cutline.compose.buckets import Buckets
 
-        made = Buckets(size, dataset.min_bucket_reso, dataset.max_bucket_reso, steps, dataset.bucket_no_upscale)
+        steps = max(dataset.bucket_reso_steps, 1)
+        low, high = dataset.min_bucket_reso // steps * steps, -(-dataset.max_bucket_reso // steps) * steps
+        shown = f"{size[0]} x {size[1]}"
+        if not low <= min(size) or not max(size) <= high:
+            self.notes.add("bucket_bounds", dataset.where, given=shown)
+            return None
+        try:
+            made = Buckets(size, max(low, 1), high, dataset.bucket_reso_steps, dataset.bucket_no_upscale)
+        except OptionError as error:
+            self.notes.add("bucket_bounds", dataset.where, str(error), given=shown)
+            return None
         return functools.lru_cache(1 << 16)(made.choose)
 
     def put(self, name: str, size: tuple[int, int] | None) -> None:
         """Count a picture in its bucket."""
         if self.place is None or size is None:
             return
-        bucket = self.place(*size)
+        try:
+            bucket = self.place(*size)
+        except CutlineError as error:
+            self.notes.add("no_bucket", self.dataset.where, f"{name}: {error}")
+            return
         key = (self.dataset.where, bucket.width, bucket.height)
         self.linting.buckets[key] = self.linting.buckets.get(key, 0) + 1
         if self.linting.each is not None:

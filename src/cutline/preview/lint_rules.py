@@ -56,7 +56,7 @@ RULES = {
     "no_repeats": Rule("{count:subset} with num_repeats below 1, which the trainers skip", "num_repeats = 1"),
     "no_pictures": Rule("{count:subset} without any picture; the trainers skip it", "correct the path"),
     "bucket_bounds": Rule(
-        "resolution {given} does not lie between min_bucket_reso and max_bucket_reso, and the trainers stop",
+        "resolution {given} does not fit min_bucket_reso, max_bucket_reso and bucket_reso_steps, so the trainers stop",
         "set min_bucket_reso at most to the shorter, max_bucket_reso at least to the longer side",
     ),
     "no_resolution": Rule(
@@ -203,6 +203,7 @@ RULES = {
         "move them into such a folder",
     ),
     "unreadable_picture": Rule("{count:picture} that cannot be opened, at which the trainers stop", "take them out"),
+    "no_bucket": Rule("{count:picture} without any bucket, at which the trainers stop", "take them out"),
     # metadata_cache.json
     "cache_info_split": Rule(
         "cache_info with validation_split: pictures get the captions of other pictures",
