@@ -490,9 +490,8 @@ class _Folder:
         try:
             text = self.texts.trainer.load_image(path)
         except TrainerError as error:
-            code = {"AssertionError": "zero_byte", "UnicodeDecodeError": "not_utf8"}.get(error.type)
-            example = os.path.basename(sidecar or path)
-            self._add(code or "unreadable_sidecar", example if code else f"{example}: {error}")
+            code = "zero_byte" if error.type == "AssertionError" else "not_utf8"
+            self._add(code, os.path.basename(sidecar or path))
             return None
         if sidecar is None:
             return text

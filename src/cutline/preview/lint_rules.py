@@ -183,8 +183,9 @@ RULES = {
         'say caption_extension = ".txt" (or what they have)',
     ),
     "zero_byte": Rule("{count:sidecar} of 0 bytes, at which the trainers stop", "delete them, or caption the pictures"),
-    "not_utf8": Rule("{count:sidecar} that is not UTF-8, at which the trainers stop", "save it as UTF-8"),
-    "unreadable_sidecar": Rule("{count:sidecar} at which the trainers stop", "mend it"),
+    "not_utf8": Rule(
+        "{count:sidecar} that is not UTF-8, or may not be read, at which the trainers stop", "save as UTF-8"
+    ),
     "underscore_fallback": Rule(
         "{count:picture} without a sidecar of its own gets that of another name: the trainers drop the last four "
         "parts between underscores, of the whole path",
