@@ -33,10 +33,13 @@ class TrainerError(CutlineError):
     """The trainer stops here, with an exception of this type and text."""
 
     def __init__(self, type: str, text: str) -> None:
-        super().__init__(f"{type}: {text}")
+        super().__init__(type, text)
         self.type = type
         """Name of the exception, such as `TypeError`."""
         self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.text}"
 
 
 @dataclass(init=False)
