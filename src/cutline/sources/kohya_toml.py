@@ -87,10 +87,16 @@ class KohyaToml:
                 continue
             done[read_as] = kinds
             found = self._read_metadata(subset) if subset.kind == "metadata" else self._read_folder(subset, listed)
+            last: Found | None = None
             for batch in found:
+                if last is not None:
+                    yield last
                 if len(batch.batch):
                     kinds.add(batch.layer.partition("/")[0])
-                yield _as_drawn(batch, subset)
+                last = _as_drawn(batch, subset)
+            if last is not None:
+                unsaid = {f"not in the recipe: {what}": 1 for what in _unsaid(subset, kinds)}
+                yield dataclasses.replace(last, notes={**last.notes, **unsaid})
 
     @cached_property
     def _given(self) -> dict[str, set[str]]:
