@@ -68,7 +68,10 @@ def test_a_setting_is_looked_up_from_near_to_far(tmp_path: Path) -> None:
     assert (first.resolution, second.resolution) == ((768, 1024), (512, 512))
     assert (first.enable_bucket, first.validation_split, second.validation_split) == (True, 0.25, 0.0)
     assert one.options == {
-        **{"shuffle_caption": True, "keep_tokens": 3, "caption_prefix": "", "caption_extension": "txt"},
+        "shuffle_caption": True,
+        "keep_tokens": 3,
+        "caption_prefix": "",
+        "caption_extension": "txt",
     }
     assert one.others == {"num_repeats": 5}
     assert (two.options["keep_tokens"], two.options["caption_prefix"]) == (2, "far")
@@ -366,8 +369,11 @@ def test_signs_of_the_trainer_are_taken_out_of_metadata(tiny_world: World) -> No
 def test_what_a_recipe_cannot_say_stands_at_its_head(tiny_world: World) -> None:
     tiny_world.picture("a.png", "a ||| b, c")
     options = {
-        **{"caption_dropout_every_n_epochs": 2, "token_warmup_step": 0.5, "keep_tokens_separator": "|||"},
-        **{"num_repeats": 10, "caption_suffix": "end"},
+        "caption_dropout_every_n_epochs": 2,
+        "token_warmup_step": 0.5,
+        "keep_tokens_separator": "|||",
+        "num_repeats": 10,
+        "caption_suffix": "end",
     }
     notes = tiny_world.add(tiny_world.folder(options))
     text = tiny_world.recipes()["mine"]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from cutline.compose.buckets import Bucket, Buckets
 from cutline.options import CutlineError
-from cutline.preview.lint import Finding, Lint, lint
-from cutline.preview.lint_rules import RULES
+from cutline.preview.lint import Lint, lint
+from cutline.preview.lint_rules import RULES, Finding
 
 ORACLES = Path(__file__).parent / "oracles" / "kohya"
 
@@ -523,7 +523,8 @@ def test_what_the_trainers_can_load(tiny_world: World, case: dict[str, Any]) -> 
     for name, size in PICTURES.items():
         tiny_world.picture(name, size=size)
     keys = {
-        **{"02_caption_and_tags_stem.json": ["img 3", "1001", "1002"], "09_lat_stem.json": ["img 3", "1001", "1002"]},
+        "02_caption_and_tags_stem.json": ["img 3", "1001", "1002"],
+        "09_lat_stem.json": ["img 3", "1001", "1002"],
         "04_caption_and_tags_full.json": [str(tiny_world.folder / name) for name in PICTURES],
         "06_relative_full.json": [name for name in PICTURES if "/" not in name],
     }[case["file"]]
@@ -538,8 +539,10 @@ def test_what_the_trainers_can_load(tiny_world: World, case: dict[str, Any]) -> 
         image_dir=case["image_dir"] is not None,
     )
     placed: dict[str, list[int]] = {}
-    given = {"cache_latents": "no latents strategy" not in case["case"]}
-    made = lint(path, **given, each=lambda name, _, bucket: placed.update({name: [bucket.width, bucket.height]}))
+    cached = "no latents strategy" not in case["case"]
+    made = lint(
+        path, cache_latents=cached, each=lambda name, _, bucket: placed.update({name: [bucket.width, bucket.height]})
+    )
     stops = {finding.code for finding in made.findings if finding.lost} & {*STOPS, "no_latents_cache"}
     assert bool(stops) is not case["ok"], stops
     if case["ok"]:
@@ -656,10 +659,19 @@ def test_every_rule_is_tested() -> None:
 def test_every_measured_fault_of_the_data_side_has_its_rules() -> None:
     """Which rules stand for the faults that a preview must warn about."""
     rules = {
-        **{"d1": ["validation_overlap"], "d2": ["validation_rounding"], "d3": ["cache_info_split"]},
-        **{"d4": ["cache_info_part"], "d5": ["cache_info_stale"], "d6": ["no_latents_cache"], "d7": ["stem_keys"]},
-        **{"d8": ["npz_opened_as_image"], "d13": ["no_image_size"], "d14": ["memory"], "d18": ["validation_ignored"]},
-        **{"d19": ["doubled"], "d20": ["te_cache_older", "te_cache_unknown"]},
+        "d1": ["validation_overlap"],
+        "d2": ["validation_rounding"],
+        "d3": ["cache_info_split"],
+        "d4": ["cache_info_part"],
+        "d5": ["cache_info_stale"],
+        "d6": ["no_latents_cache"],
+        "d7": ["stem_keys"],
+        "d8": ["npz_opened_as_image"],
+        "d13": ["no_image_size"],
+        "d14": ["memory"],
+        "d18": ["validation_ignored"],
+        "d19": ["doubled"],
+        "d20": ["te_cache_older", "te_cache_unknown"],
         "d21": ["te_cache_ignores", "te_cache_lines"],
     }
     known = {fault["id"] for fault in json.loads((ORACLES / "dataset_defects.json").read_text())}
