@@ -385,12 +385,19 @@ def test_what_a_recipe_cannot_say_stands_at_its_head(tiny_world: World) -> None:
     assert len(said) == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"shuffle_caption": True}], ids=str)
+def test_only_layers_with_words_are_spoken_of(options: dict[str, Any], tiny_world: World) -> None:
+    tiny_world.picture("a.png", "a cat")
+    path = config(tiny_world.root, f"[[datasets]]\n{tiny_world.folder(options)}")
+    assert tiny_world.dataset.add(KohyaToml(path)).words == {"tags/kohya" if options else "captions/kohya": 1}
+
+
 def test_subsets_that_agree_share_a_recipe(tiny_world: World) -> None:
     for folder in "de":
         tiny_world.picture("a.png", f"{folder}, words", folder)
     notes = tiny_world.add(tiny_world.folder({}), tiny_world.folder({}, "e"))
     assert list(tiny_world.recipes()) == ["mine"]
-    assert notes["recipe: --recipe mine"] == 1
+    assert notes["recipe kept, for --recipe mine"] == 1
     assert sorted(tiny_world.dataset.sql('select text from "captions/kohya"').fetchall()) == [
         ("d, words",),
         ("e, words",),
@@ -435,10 +442,10 @@ def test_a_recipe_of_someone_is_never_overwritten(tiny_world: World) -> None:
     tiny_world.picture("a.png", "a cat")
     tiny_world.add(tiny_world.folder({}))
     first = tiny_world.recipes()["mine"]
-    assert tiny_world.add(tiny_world.folder({}))["recipe: --recipe mine"] == 1
+    assert tiny_world.add(tiny_world.folder({}))["recipe kept, for --recipe mine"] == 1
     assert tiny_world.recipes() == {"mine": first}
     (tiny_world.dataset.home / "recipes" / "mine.toml").write_text("# mine\n")
-    assert tiny_world.add(tiny_world.folder({}))["recipe: --recipe mine-2"] == 1
+    assert tiny_world.add(tiny_world.folder({}))["recipe kept, for --recipe mine-2"] == 1
     assert tiny_world.recipes() == {"mine": "# mine\n", "mine-2": first}
 
 

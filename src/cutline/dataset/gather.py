@@ -142,7 +142,7 @@ def add(
         report = _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
     recipes: Mapping[str, str] = getattr(source, "recipes", {})
     for name, text in recipes.items():
-        report.notes[f"recipe: --recipe {_keep_recipe(dataset.home / 'recipes', name, text)}"] = 1
+        report.notes[f"recipe kept, for --recipe {_keep_recipe(dataset.home / 'recipes', name, text)}"] = 1
     return report
 
 

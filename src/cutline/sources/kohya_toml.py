@@ -142,7 +142,8 @@ class KohyaToml:
 
     def _read_folder(self, subset: SubsetConfig, listed_before: bool) -> Iterator[Found]:
         folder = absolute(Path(self._located(subset.image_dir or "")))
-        rows = Rows("pictures", f"captions/{self.layer}", f"tags/{self.layer}")
+        captions = [f"captions/{self.layer}"] if subset.wildcards or not subset.treats_as_tags else []
+        rows = Rows("pictures", *captions, *([f"tags/{self.layer}"] if subset.treats_as_tags else []))
         listed = dataclasses.replace(next(walk(folder, rows)), prefix=self._prefix(str(folder)))
         for entry in listed.pictures:
             if not kohya_toml.is_picture(entry.name):
