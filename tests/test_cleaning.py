@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline import tags
-from cutline.compose.cleaning import Cleaning, find, presets
+from cutline.compose.cleaning import Cleaning, find
 from cutline.options import CutlineError, OptionError
+from cutline.toml_files import presets
 
 ORACLE = Path(__file__).parent / "oracles" / "kohya" / "clean_captions_and_tags.jsonl"
 CASES = [json.loads(line) for line in ORACLE.read_text(encoding="utf-8").splitlines()]
@@ -210,14 +211,14 @@ def test_a_clean_caption_is_clean(pieces: list[str]) -> None:
 
 
 def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
-    assert presets() == ["kohya"]
+    assert presets("cleaning") == ["kohya"]
     (tmp_path / "mine.toml").write_text("[tags]\nredundant = true\n", encoding="utf-8")
     assert find(str(tmp_path / "mine.toml")).rules == ("redundant",)
     with pytest.raises(OptionError, match=r"no cleaning is called 'koya'\. There are: kohya"):
         find("koya")
     with pytest.raises(CutlineError, match="cannot read"):
         find(str(tmp_path / "none.toml"))
-    for text, problem in (("[tags]\nrating = []", r"mine\.toml: \[tags\] has no 'rating'"), ("[tags", "is no TOML")):
+    for text, problem in (("[tags]\nrating = []", r"mine\.toml: \[tags\] has no 'rating'"), ("[tags", "is not TOML")):
         (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
         with pytest.raises(CutlineError, match=problem):
             find(str(tmp_path / "mine.toml"))

@@ -149,6 +149,16 @@ def tagged(world: World, **given: Any) -> bytes:
     return world.export("kohya", "x.json", **given).read_bytes()
 
 
+def more_said(world: World, *options: str) -> str:
+    """An export by a recipe of two outputs."""
+    world.add()
+    (world.folder / "two.toml").write_text(
+        '[captions]\nfirst_of = ["captions/sidecar"]\n[outputs.more]\nprefix = "so:"\n'
+    )
+    world.cli("export", world.photos, "kohya", world.folder / "x.json", "--recipe", world.folder / "two.toml", *options)
+    return (world.folder / "x.json").read_text()
+
+
 def coco_file(world: World) -> Path:
     path = world.folder / "captions.json"
     said = [{"id": number, "image_id": 7, "caption": caption} for number, caption in enumerate(("a cat", "on a mat"))]
@@ -290,20 +300,13 @@ PLUGINS: dict[str, Seen] = {
         set(json.loads(w.export("kohya", "x.json", legacy=True).read_text())) == set("abcd")
     ),
     "exports kohya caption_from_tags": lambda w: (
-        b'"caption": "one, two"' not in tagged(w, apart=True) and b'"caption": "one, two"' in tagged(w, apart=True, caption_from_tags=True)
+        b'"caption": "one, two"' not in tagged(w, apart=True)
+        and b'"caption": "one, two"' in tagged(w, apart=True, caption_from_tags=True)
     ),
     "exports kohya apart": lambda w: b'"tags": "one, two"' in tagged(w, apart=True),
-    "exports kohya output": lambda w: (
-        w.add(),
-        (w.photos / ".cutline" / "recipes").mkdir(),
-        (w.photos / ".cutline" / "recipes" / "two.toml").write_text(
-            '[captions]\nfirst_of = ["captions/sidecar"]\n[outputs.more]\nprefix = "so:"\n'
-        ),
-        w.cli("export", w.photos, "kohya", w.folder / "x.json", "--recipe", "two", "-o", "output=more"),
-    )
-    and '"so:, cat 0, dog"' in (w.folder / "x.json").read_text(),
+    "exports kohya output": lambda w: '"so:, cat 0, dog"' in more_said(w, "-o", "output=more"),
     "exports kohya bake_epochs": lambda w: (
-        w.export("kohya", "x.json", bake_epochs=2).exists() is False
+        w.export("kohya", "x.json", bake_epochs=2).name == "x-1.json"
         and '"cat 0, dog"' in (w.folder / "x-1.json").read_text()
         and (w.folder / "x-2.json").exists()
     ),
@@ -744,6 +747,23 @@ def _(w: World) -> bool:
 @seen("export dry_run")
 def _(w: World) -> bool:
     return "+cat 0, dog" in exported(w, "--dry-run") and not (w.folder / "out").exists()
+
+
+@seen("export seed")
+def _(w: World) -> bool:
+    return len({exported_shuffled(w, "--seed", str(seed)) for seed in range(9)}) > 2
+
+
+@seen("export epoch")
+def _(w: World) -> bool:
+    return len({exported_shuffled(w, "--epoch", str(epoch)) for epoch in range(9)}) > 2
+
+
+def exported_shuffled(w: World, *more: str) -> str:
+    w.add(sidecars="tags")
+    (w.folder / "mixed.toml").write_text('[tags]\nfirst_of = ["tags/sidecar"]\nshuffle = true\n')
+    exported(w, "--recipe", str(w.folder / "mixed.toml"), "-o", "mode=overwrite", *more)
+    return "|".join(path.read_text() for path in sorted((w.folder / "out").rglob("*.txt")))
 
 
 @seen("plugins name")

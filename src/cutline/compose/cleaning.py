@@ -10,12 +10,9 @@ where the tags count several people and two or more of the family stand there, s
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cutline import tags
-from cutline.options import CutlineError, OptionError
+from cutline import tags, toml_files
+from cutline.options import OptionError
 
 Numbers = npt.NDArray[np.int64]
 
@@ -34,7 +31,7 @@ _CAPTION_KEYS = ("dropped", "before", "words")
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Rules of cleaning. Made with `find`, `parse` or `read`."""
+    """Rules of cleaning. Made with `find` or `parse`."""
 
     ratings: tuple[str, ...] = ()
     """Tags to drop; `*` stands for anything, here and in families."""
@@ -76,19 +73,6 @@ class Cleaning:
         )
         found._check()
         return found
-
-    @classmethod
-    def read(cls, path: str | Path) -> Cleaning:
-        """Read rules from a TOML file. Raises CutlineError, naming the file."""
-        path = Path(path).expanduser()
-        try:
-            return cls.parse(tomllib.loads(path.read_text("utf-8")))
-        except OSError as error:
-            raise CutlineError(f"cannot read the cleaning {path}: {error.strerror}") from None
-        except OptionError as error:
-            raise OptionError(f"{path}: {error}") from None
-        except ValueError as error:
-            raise CutlineError(f"{path} is no TOML: {error}") from None
 
     @cached_property
     def rules(self) -> tuple[str, ...]:
@@ -225,20 +209,12 @@ class Cleaning:
                 raise OptionError(f"[captions] {word!r} is dropped, so nothing can stand for it or after it")
 
 
-def presets() -> list[str]:
-    """The names of the cleanings that come with Cutline."""
-    folder = files("cutline") / "presets" / "cleaning"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
 def find(name: str) -> Cleaning:
     """Rules by their name, or by the path of a TOML file. Raises CutlineError where there are none."""
-    if name in presets():
-        text = (files("cutline") / "presets" / "cleaning" / f"{name}.toml").read_text("utf-8")
-        return Cleaning.parse(tomllib.loads(text))
-    if Path(name).suffix.lower() == ".toml":
-        return Cleaning.read(name)
-    raise OptionError(f"no cleaning is called '{name}'. There are: {', '.join(presets())}; or name a TOML file")
+    try:
+        return Cleaning.parse(toml_files.find("cleaning", name, "cleaning"))
+    except OptionError as error:
+        raise OptionError(f"{name}: {error}" if name.endswith(".toml") else str(error)) from None
 
 
 # -- tags in one spelling -------------------------------------------------------------------------------------

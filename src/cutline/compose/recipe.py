@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pyarrow as pa
 
 from cutline import options, schemas, toml_files
-from cutline.compose import scores
+from cutline.compose import cleaning, scores
+from cutline.compose.cleaning import Cleaning
 from cutline.compose.scores import ScoreTable
 from cutline.options import CutlineError, OptionError, option
 from cutline.tags import Aliases, Implications, Vocabulary
 from cutline.template import Template
 
 if TYPE_CHECKING:
-    from cutline.compose.cleaning import Cleaning
     from cutline.compose.made import Made
     from cutline.dataset import Dataset
 
@@ -241,12 +241,12 @@ class Recipe:
     @functools.cached_property
     def tag_cleaning(self) -> Cleaning | None:
         """What `[tags] clean` names."""
-        return _cleaning(self.tags.clean) if self.tags.clean else None
+        return cleaning.find(self.tags.clean) if self.tags.clean else None
 
     @functools.cached_property
     def caption_cleaning(self) -> Cleaning | None:
         """What `[captions] clean` names."""
-        return _cleaning(self.captions.clean) if self.captions.clean else None
+        return cleaning.find(self.captions.clean) if self.captions.clean else None
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The recipe as the tables that `parse` reads back; what is as it is by default is left out."""
@@ -403,12 +403,6 @@ def find_recipe(dataset: Dataset, name: str) -> Recipe:
 
 
 # Reading a TOML file.
-
-
-def _cleaning(name: str) -> Cleaning:
-    from cutline.compose.cleaning import Cleaning
-
-    return Cleaning.parse(toml_files.find("cleaning", name, "set of cleaning rules"))
 
 
 def _table(name: str, kind: type[T], given: object, base: Path | None) -> T:

@@ -97,7 +97,8 @@ class Kohya:
             for name, count in found.items():
                 counts[name] = max(counts[name], count)
             diff += differs
-        xxh128 = hashes.pop(self._files(out)[0][0].name)
+        first = self._files(out)[0][0]
+        xxh128 = hashes.pop(first.name)
         notes = misread.notes()
         if not self._apart and isinstance(rows, Rows):
             notes = [*self._cannot(rows.recipe), *notes]
@@ -110,7 +111,7 @@ class Kohya:
             hashes["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
         if archived := counts.pop("archived", 0):
             notes.append(f"{archived:,} of these pictures are inside archives, where no trainer of kohya's finds them")
-        return Manifest("kohya", out, dict(counts) | lacking.counts(), xxh128, hashes, shortened(diff), notes)
+        return Manifest("kohya", first, dict(counts) | lacking.counts(), xxh128, hashes, shortened(diff), notes)
 
     def _files(self, out: Path) -> list[tuple[Path, int | None]]:
         """The files, and the epoch of each; none where it is the given one."""
