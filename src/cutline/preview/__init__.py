@@ -1,0 +1,1 @@
+"""What a trainer will see, told before the money is spent."""
