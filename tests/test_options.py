@@ -61,7 +61,8 @@ class World:
         return dataset
 
     def export(self, name: str, out: str, **given: Any) -> Path:
-        from cutline.exports.export import export, find_recipe
+        from cutline.compose.recipe import find_recipe
+        from cutline.exports.export import export
 
         dataset = self.add()
         plugin = options.fill(registry.load("exports", name), given)

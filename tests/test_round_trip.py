@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cutline.compose.recipe import find_recipe
 from cutline.dataset import Dataset
-from cutline.exports.export import export, find_recipe
+from cutline.exports.export import export
 from cutline.exports.kohya import Kohya as KohyaExport
 from cutline.exports.metadata_jsonl import MetadataJsonl
 from cutline.exports.sidecar import Sidecar

@@ -15,6 +15,7 @@ from cutline.compose.scores import ScoreTable
 from cutline.dataset import Dataset
 from cutline.options import CutlineError
 from cutline.sources.booru import Booru
+from cutline.toml_files import presets
 
 
 def words(table: ScoreTable, *posts: tuple[str | None, int | None]) -> list[str | None]:
@@ -134,8 +135,8 @@ def test_tables_that_are_none(change: dict[str, Any], says: str) -> None:
 
 
 def test_every_preset_is_a_table() -> None:
-    assert scores.presets() == ["animagine-3.0", "animagine-3.1", "illustrious", "kohaku", "noobai", "years"]
-    for name in scores.presets():
+    assert presets("scores") == ["animagine-3.0", "animagine-3.1", "illustrious", "kohaku", "noobai", "years"]
+    for name in presets("scores"):
         assert scores.find(name).names
     with pytest.raises(CutlineError, match=r"no score table is called 'novelai'. There are: animagine-3.0"):
         scores.find("novelai")

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cutline.compose.recipe import Recipe
+from cutline.compose.recipe import Recipe, find_recipe
 from cutline.dataset import Dataset
-from cutline.exports.export import export, find_recipe
+from cutline.exports.export import export
 from cutline.exports.manifest import Manifest
 from cutline.exports.webdataset import WebDataset as WebDatasetExport
 from cutline.formats.webdataset import key_and_extension

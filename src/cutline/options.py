@@ -41,8 +41,13 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, identity: bool
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def fill(plugin: type[T], values: Mapping[str, Any]) -> T:
+def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
     """Make an instance of `plugin` from names and values, which may be text (`"8"`, `"true"`, `"a,b"` for a list).
+
+    Args:
+        plugin: a frozen dataclass whose fields are options.
+        values: text or values by name.
+        name: what it is called in errors; by default as the class.
 
     Raises:
         OptionError: naming the option, what is wrong with it and what would be right.
@@ -50,7 +55,7 @@ def fill(plugin: type[T], values: Mapping[str, Any]) -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     fields = {field.name: field for field in dataclasses.fields(plugin) if field.init}  # type: ignore[arg-type]
-    name = plugin.__name__.lower()
+    name = name or plugin.__name__.lower()
     for key in values:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none"

@@ -142,6 +142,8 @@ class TagRows:
     """which column of the layer (a place in `schemas.TAG_CATEGORIES`),"""
     codes: Numbers
     """and which of `names`."""
+    origins: Numbers
+    """The place of each in the lists that it was read from, one list after the other; -1 where it was not there so."""
 
     @classmethod
     def of(cls, lists: Mapping[str, pa.ListArray]) -> TagRows:
@@ -154,12 +156,15 @@ class TagRows:
         places = [schemas.TAG_CATEGORIES.index(name) for name in lists]
         columns = np.repeat(places, [len(column.flatten()) for column in lists.values()])
         typed = pc.fill_null(flat, "").dictionary_encode()
-        names = canonical(typed.dictionary).dictionary_encode()
-        codes = _codes(names.indices)[_codes(typed.indices)]
-        empty = pc.index(names.dictionary, "").as_py()
-        kept = codes != empty
-        count = len(next(iter(lists.values())))
-        return cls(count, names.dictionary, rows[kept], columns[kept], codes[kept]).distinct()
+        return cls.typed(len(next(iter(lists.values()))), typed.dictionary, rows, columns, _codes(typed.indices))
+
+    @classmethod
+    def typed(cls, count: int, names: pa.StringArray, rows: Numbers, columns: Numbers, codes: Numbers) -> TagRows:
+        """As `of`, of tags that are in one long table already, under the names as they were typed."""
+        found = canonical(names).dictionary_encode()
+        codes = _codes(found.indices)[codes]
+        kept = np.flatnonzero(codes != pc.index(found.dictionary, "").as_py())
+        return cls(count, found.dictionary, rows[kept], columns[kept], codes[kept], kept).distinct()
 
     def distinct(self) -> TagRows:
         """Each tag once for each picture: its first."""
@@ -168,7 +173,7 @@ class TagRows:
         ordered = np.sort(places.astype(np.uint32) if small else places)
         if not np.any(ordered[1:] == ordered[:-1]):
             return self
-        return self._only(np.sort(np.unique(places, return_index=True)[1]))
+        return self.only(np.sort(np.unique(places, return_index=True)[1]))
 
     def lists(self, *names: str) -> dict[str, pa.ListArray]:
         """These columns as lists, one for each picture."""
@@ -188,10 +193,23 @@ class TagRows:
     def renamed(self, names: pa.StringArray) -> TagRows:
         """With other names in the place of `names`."""
         merged = names.dictionary_encode()
-        return replace(self, names=merged.dictionary, codes=_codes(merged.indices)[self.codes]).distinct()
+        same = _mask(pc.equal(names, self.names))[self.codes]
+        return replace(
+            self,
+            names=merged.dictionary,
+            codes=_codes(merged.indices)[self.codes],
+            origins=np.where(same, self.origins, -1),
+        ).distinct()
 
-    def _only(self, places: Numbers) -> TagRows:
-        return replace(self, rows=self.rows[places], columns=self.columns[places], codes=self.codes[places])
+    def only(self, places: Numbers) -> TagRows:
+        """Some of these tags, by their places in the table."""
+        return replace(
+            self,
+            rows=self.rows[places],
+            columns=self.columns[places],
+            codes=self.codes[places],
+            origins=self.origins[places],
+        )
 
 
 # -- what a site knows of its tags ----------------------------------------------------------------------------
@@ -290,13 +308,14 @@ class Implications:
             np.concatenate([tags.rows, tags.rows[source]]),
             np.concatenate([tags.columns, columns]),
             np.concatenate([tags.codes, codes]),
+            np.concatenate([tags.origins, np.full(len(codes), -1)]),
         ).distinct()
 
     def drop(self, tags: TagRows) -> TagRows:
         """`reduce` of every picture."""
         names, source, codes = self._implied(tags)
         implied = np.isin(tags.rows * len(names) + tags.codes, tags.rows[source] * len(names) + codes)
-        return tags._only(np.flatnonzero(~implied))
+        return tags.only(np.flatnonzero(~implied))
 
     def _implied(self, tags: TagRows) -> tuple[pa.StringArray, Numbers, Numbers]:
         """The names with those implied behind them; for every implied tag, whose place it follows from and its code."""

@@ -23,8 +23,9 @@ def run(
     """Write what a trainer reads. Without a recipe: a person's caption, else the only other layer's; the only tags."""
     from cutline import options as settings
     from cutline import registry
+    from cutline.compose.recipe import find_recipe
     from cutline.dataset import Dataset
-    from cutline.exports.export import export, find_recipe
+    from cutline.exports.export import export
 
     made = settings.fill(registry.load("exports", format), settings.parse(options or []))
     opened = Dataset(dataset)

@@ -1,44 +1,38 @@
 """A recipe: how the layers of a picture become the one text that a trainer is given.
 
-[captions]
-first_of = ["captions/human", "captions/blip"]   # the first that has a caption for the picture; or
-# all_of = ["captions/pixtral", "captions/blip"] # what all of them say, one after the other
-# separator = " "                                # what stands between those
-line_breaks = "keep"                             # or "space": then a caption is one line
-
-[tags]
-first_of = ["tags/danbooru"]
-order = ["character", "copyright", "artist", "general", "meta", "unsorted"]   # these categories, in this order
-separator = ", "
-underscores = "space"                            # or "keep"
-
-[latents]
-first_of = ["latents/kohya"]                     # the first that knows the bucket a trainer put the picture into
-
-[text]
-order = ["tags", "caption"]                      # what is missing is left out, with its separator
-separator = ", "
+A recipe is a TOML file; `docs/recipes.md` says everything that one can say. Its tables are the classes below, whose
+fields are its keys. What is left to chance (shuffling, dropout, one of several) depends on seed, epoch and the
+picture's key, and on nothing else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cutline import schemas, tags
-from cutline.options import CutlineError
+from cutline import options, schemas, toml_files
+from cutline.compose import scores
+from cutline.compose.scores import ScoreTable
+from cutline.options import CutlineError, OptionError, option
+from cutline.tags import Aliases, Implications, Vocabulary
+from cutline.template import Template
 
-_PARTS = ("tags", "caption")
-_KEPT = ("keep", "space")
+if TYPE_CHECKING:
+    from cutline.compose.cleaning import Cleaning
+    from cutline.compose.made import Made
+    from cutline.dataset import Dataset
+
+PARTS = ("tags", "caption")
+"""What a text is made of, besides words and single categories of tags."""
+
+T = TypeVar("T")
 
 
 class RecipeError(CutlineError):
@@ -46,168 +40,316 @@ class RecipeError(CutlineError):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How layers become one text. Made with `from_toml` or `parse`."""
+class Captions:
+    """Which caption a picture has: `[captions]`."""
 
-    captions: tuple[str, ...] = ()
-    """Layers; the first that has a caption for the picture gives it."""
-    tags: tuple[str, ...] = ()
-    """Layers; the first that has tags for the picture gives them."""
-    tag_order: tuple[str, ...] = schemas.TAG_CATEGORIES
-    tag_separator: str = ", "
-    underscores: str = "keep"
-    order: tuple[str, ...] = _PARTS
-    separator: str = ", "
-    latents: tuple[str, ...] = ()
-    """Layers; the first that has a bucket for the picture gives it. No part of the text."""
-    all_captions: bool = False
-    """Whether all layers of captions give what they have, and not the first that has one."""
-    caption_separator: str = " "
-    line_breaks: str = "keep"
+    first_of: tuple[str, ...] = option((), "layers; the first that has a caption for the picture gives it")
+    all_of: tuple[str, ...] = option((), "layers; all of them give what they have, one after the other")
+    separator: str = option(" ", "stands between those of all_of")
+    texts: Literal["first", "draw"] = option("first", "of several captions in one layer: the first, or any")
+    line_breaks: Literal["keep", "space", "draw"] = option(
+        "keep", "keep them, make each a space, or draw one of the lines"
+    )
+    clean: str = option("", "cleaning rules, by name or as a TOML file")
+    dropout: float = option(0.0, "how often, from 0 to 1, the caption is left out")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Which tags a picture has, and how they are written: `[tags]`."""
+
+    first_of: tuple[str, ...] = option((), "layers; the first that has tags for the picture gives them")
+    all_of: tuple[str, ...] = option((), "layers; all of them give what they have, each tag once")
+    order: tuple[str, ...] = option(schemas.TAG_CATEGORIES, "the categories that are wanted, in this order")
+    separator: str = option(", ", "stands between tags")
+    underscores: Literal["keep", "space"] = option("keep", "space writes them as spaces, save in faces such as ^_^")
+    escape: bool = option(False, r"write parentheses as \( and \), for trainers that read weights in them")
+    distinct: bool = option(False, "a tag said twice, however it is written, is said once")
+    aliases: str = option("", "a table of other names of tags")
+    implications: str = option("", "a table of tags that follow from others")
+    implied: Literal["add", "drop"] = option("add", "add tags that follow from others, or drop them")
+    vocabulary: str = option("", "a table of tags with their categories, for those that are unsorted")
+    replace: dict[str, str] = option({}, "tags to write as something else, all at once")
+    blacklist: tuple[str, ...] = option((), "tags to leave out; * stands for anything")
+    clean: str = option("", "cleaning rules, by name or as a TOML file")
+    shuffle: bool = option(False, "mix the tags that are not kept among each other")
+    keep: int | tuple[str, ...] = option((), "so many first tags, or these categories, stay in place and are kept")
+    dropout: float = option(0.0, "how often, from 0 to 1, each tag that is not kept is left out")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are read."""
+        return self.first_of or self.all_of
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Which layers know the bucket that a trainer put the picture into: `[latents]`. No part of the text."""
+
+    first_of: tuple[str, ...] = option((), "layers; the first that knows it gives it")
+
+
+@dataclass(frozen=True)
+class Text:
+    """How the parts become one text: `[text]`, and each of `[outputs.NAME]`.
+
+    Parts are `tags`, `caption`, single categories (`tags.artist`) and the words of `[words]`.
+    """
+
+    order: tuple[str, ...] = option((), "the parts, in this order; one that is missing goes with its separator")
+    either: tuple[tuple[str, ...], ...] = option((), "several such orders, of which one is drawn for each text")
+    weights: tuple[float, ...] = option((), "how often each of either is drawn, in proportion")
+    template: str = option("", "in place of an order: a text with {parts} in it, and [conditions on {parts}]")
+    separator: str = option(", ", "stands between the parts")
+    prefix: str = option("", "stands before every text, with a separator")
+    suffix: str = option("", "stands after every text, with a separator")
+    wildcards: bool = option(False, "{a|b} in captions, prefix and suffix is drawn")
+    dropout: float = option(0.0, "how often, from 0 to 1, the whole text is left empty")
+
+    @property
+    def orders(self) -> tuple[tuple[str, ...], ...]:
+        """The orders of which one is drawn; none where there is a template."""
+        return () if self.template else self.either or (self.order,)
+
+    @functools.cached_property
+    def parsed(self) -> Template:
+        """The template."""
+        return Template.parse(self.template)
+
+
+Words = Mapping[str, str | Mapping[str, str]]
+"""`[words]`: by the name of a part, the name of a score table (or its file), or a word for each rating."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How layers become one text. Made with `from_toml`, `parse`, or of its tables."""
+
+    captions: Captions = Captions()
+    tags: Tags = Tags()
+    words: Words = field(default_factory=dict)
+    latents: Latents = Latents()
+    text: Text = Text()
+    outputs: Mapping[str, Text] = field(default_factory=dict)
+    """More texts of each picture, by name."""
+    fitted: Mapping[str, ScoreTable] = field(default_factory=dict, compare=False)
+    """The score tables of `words` with their edges: see `fit`."""
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read a recipe file. Raises RecipeError, naming the file and what is wrong in it."""
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
-            return cls.parse(tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not TOML: {error}") from None
+            return cls.parse(toml_files.read(path, "recipe"), base=path.parent)
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
+        except CutlineError as error:
+            raise RecipeError(str(error)) from None
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Recipe:
-        """Make a recipe of TOML's tables. Raises RecipeError for anything unknown, naming what is known."""
-        _known("the recipe", values, ("captions", "tags", "latents", "text"))
-        captions = _table(values, "captions", ("first_of", "all_of", "separator", "line_breaks"))
-        tag = _table(values, "tags", ("first_of", "order", "separator", "underscores"))
-        text = _table(values, "text", ("order", "separator"))
-        present = tuple(part for part, table in zip(_PARTS, ("tags", "captions"), strict=True) if table in values)
-        recipe = cls(
-            captions=_layers(captions, "captions"),
-            all_captions="all_of" in captions,
-            caption_separator=_string("[captions] separator", captions.get("separator", " ")),
-            line_breaks=_string("[captions] line_breaks", captions.get("line_breaks", "keep")),
-            tags=_layers(tag, "tags"),
-            tag_order=_choices("[tags] order", tag.get("order", schemas.TAG_CATEGORIES), schemas.TAG_CATEGORIES),
-            tag_separator=_string("[tags] separator", tag.get("separator", ", ")),
-            underscores=_string("[tags] underscores", tag.get("underscores", "keep")),
-            order=_choices("[text] order", text.get("order", present or _PARTS), _PARTS),
-            separator=_string("[text] separator", text.get("separator", ", ")),
-            latents=_layers(_table(values, "latents", ("first_of",)), "latents"),
-        )
-        if not present:
-            raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
-        for where, value in (
-            ("[tags] underscores", recipe.underscores),
-            ("[captions] line_breaks", recipe.line_breaks),
-        ):
-            if value not in _KEPT:
-                raise RecipeError(f"{where} is {' or '.join(_KEPT)}, not {value!r}")
-        if "separator" in captions and not recipe.all_captions:
-            raise RecipeError("[captions] separator stands between those of all_of, and there is none")
-        for part in recipe.order:
-            if part not in present:
-                raise RecipeError(
-                    f"[text] order names {part}, and there is no [{'captions' if part == 'caption' else part}]"
-                )
-        return recipe
+    def parse(cls, values: Mapping[str, Any], base: Path | None = None) -> Recipe:
+        """Make a recipe of TOML's tables.
+
+        Args:
+            values: the tables.
+            base: the folder that tables of aliases and the like are relative to; by default the working directory.
+
+        Raises:
+            RecipeError: for anything unknown or that does not fit, naming what would.
+        """
+        tables = {name: kind for name, kind in _TABLES.items() if name in values}
+        if unknown := [name for name in values if name not in (*_TABLES, "words", "outputs")]:
+            raise RecipeError(f"the recipe has no '{unknown[0]}'; it has: {', '.join((*_TABLES, 'words', 'outputs'))}")
+        made: dict[str, Any] = {name: _table(name, kind, values[name], base) for name, kind in tables.items()}
+        outputs = _mapping("[outputs]", values.get("outputs", {}))
+        texts = {name: _table(f"outputs.{name}", Text, table, base) for name, table in outputs.items()}
+        words = {name: _word(name, given, base) for name, given in _mapping("[words]", values.get("words", {})).items()}
+        return cls(**made, words=words, outputs=texts)._checked()
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it reads."""
-        return (*self.captions, *self.tags, *self.latents)
+        captions, tags = self.captions, self.tags
+        return (*(captions.first_of or captions.all_of), *tags.layers, *self.latents.first_of)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The columns of those layers that it reads, for `Dataset.scan(*recipe.layers, fields=recipe.fields)`."""
-        return ("texts", "verdict", *self.tag_order, "width", "height")
+        numbers = ("rating", "score", "fav_count", "year") if self.words else ()
+        unsorted = ("unsorted",) if self.tags.vocabulary and "unsorted" not in self.tags.order else ()
+        return ("texts", "verdict", *self.tags.order, *unsorted, *numbers, "width", "height")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that a text may name, in the order that it has unless it says another."""
+        tags, captions = bool(self.tags.layers), bool(self.captions.first_of or self.captions.all_of)
+        return (*self.words, *(part for part, there in zip(PARTS, (tags, captions), strict=True) if there))
+
+    @property
+    def random(self) -> bool:
+        """Whether anything of it is left to chance."""
+        captions, tags, texts = self.captions, self.tags, [self.text, *self.outputs.values()]
+        return (
+            captions.texts == "draw"
+            or captions.line_breaks == "draw"
+            or captions.dropout + tags.dropout > 0
+            or tags.shuffle
+            or any(len(text.either) > 1 or text.wildcards or text.dropout > 0 for text in texts)
+        )
+
+    def fit(self, dataset: Dataset) -> Recipe:
+        """The recipe with its score tables fitted to the first layer of tags that has the numbers.
+
+        Raises:
+            CutlineError: no layer of tags has them.
+        """
+        fitted = {}
+        for name, table in self.tables.items():
+            there = [layer for layer in self.tags.layers if layer in dataset.layers()]
+            if table.edges or not there:
+                continue
+            for layer in there:
+                try:
+                    fitted[name] = table.fit(dataset, layer)
+                    break
+                except CutlineError:
+                    if layer == there[-1]:
+                        raise
+        return replace(self, fitted=fitted) if fitted else self
+
+    @functools.cached_property
+    def tables(self) -> dict[str, ScoreTable]:
+        """The score tables of `words`, fitted where `fit` did so."""
+        named = {name: scores.find(said) for name, said in self.words.items() if isinstance(said, str)}
+        return named | dict(self.fitted)
+
+    @functools.cached_property
+    def aliases(self) -> Aliases | None:
+        """What `[tags] aliases` names."""
+        return Aliases.read(self.tags.aliases) if self.tags.aliases else None
+
+    @functools.cached_property
+    def implications(self) -> Implications | None:
+        """What `[tags] implications` names."""
+        return Implications.read(self.tags.implications) if self.tags.implications else None
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What `[tags] vocabulary` names."""
+        return Vocabulary.read(self.tags.vocabulary) if self.tags.vocabulary else None
+
+    @functools.cached_property
+    def tag_cleaning(self) -> Cleaning | None:
+        """What `[tags] clean` names."""
+        return _cleaning(self.tags.clean) if self.tags.clean else None
+
+    @functools.cached_property
+    def caption_cleaning(self) -> Cleaning | None:
+        """What `[captions] clean` names."""
+        return _cleaning(self.captions.clean) if self.captions.clean else None
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The recipe as the tables that `parse` reads back."""
-        tables: dict[str, dict[str, Any]] = {}
-        if self.captions:
-            tables["captions"] = {"first_of": list(self.captions), "line_breaks": self.line_breaks}
-            if self.all_captions:
-                tables["captions"] = {
-                    "all_of": list(self.captions),
-                    "separator": self.caption_separator,
-                    "line_breaks": self.line_breaks,
-                }
-        if self.tags:
-            tables["tags"] = {
-                "first_of": list(self.tags),
-                "order": list(self.tag_order),
-                "separator": self.tag_separator,
-                "underscores": self.underscores,
-            }
-        if self.latents:
-            tables["latents"] = {"first_of": list(self.latents)}
-        tables["text"] = {"order": list(self.order), "separator": self.separator}
-        return tables
+        """The recipe as the tables that `parse` reads back; what is as it is by default is left out."""
+        tables = {name: _said(getattr(self, name)) for name in _TABLES}
+        tables["words"] = {name: said if isinstance(said, str) else dict(said) for name, said in self.words.items()}
+        tables |= {f"outputs.{name}": _said(text) for name, text in self.outputs.items()}
+        nested: dict[str, dict[str, Any]] = {}
+        for name, table in tables.items():
+            if table:
+                head, dot, tail = name.partition(".")
+                nested.setdefault(head, {}).update({tail: table} if dot else table)
+        return nested
 
     def toml(self) -> str:
         """The recipe as the text of a file that `from_toml` reads back."""
+        tables = dict(self.settings())
+        outputs = tables.pop("outputs", {})
+        tables |= {f"outputs.{_toml(name)}": table for name, table in outputs.items()}
         return "\n".join(
-            f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
-            for name, table in self.settings().items()
+            f"[{name}]\n" + "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in table.items())
+            for name, table in tables.items()
         )
 
-    def parts(self, batch: pa.RecordBatch) -> tuple[pa.StringArray, pa.StringArray]:
-        """The caption and the tags of each row, as one text each; null where there are none.
+    def make(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> Made:
+        """Everything that the recipe makes of some rows: their parts and their texts.
 
         Args:
-            batch: rows as `Dataset.scan(*recipe.layers)` gives them.
-        """
-        found = [_captions(batch, layer) for layer in self.captions]
-        captions = _join(found, self.caption_separator) if self.all_captions else _first(found, len(batch))
-        if self.line_breaks == "space" and pc.any(pc.match_substring_regex(captions, r"[\r\n]")).as_py():
-            captions = pc.utf8_trim_whitespace(pc.replace_substring_regex(captions, r"\s*[\r\n]\s*", " "))
-            captions = _none_if_empty(captions)
-        tag_texts = _first([self._tags(batch, layer) for layer in self.tags], len(batch))
-        return captions, tag_texts
-
-    def buckets(self, batch: pa.RecordBatch) -> tuple[pa.Int32Array, pa.Int32Array]:
-        """Width and height in pixels of each row's bucket (`train_resolution`); null where none is known."""
-        found = [rows for layer in self.latents if (rows := _struct(batch, layer)) is not None]
-        whole = [[pc.is_valid(pc.struct_field(rows, side)) for side in ("width", "height")] for rows in found]
-        kept = [(rows, pc.and_(_counts(rows), pc.and_(*sides))) for rows, sides in zip(found, whole, strict=True)]
-        nothing = pa.nulls(len(batch), pa.int32())
-        width, height = (
-            pc.coalesce(*(pc.if_else(good, pc.struct_field(rows, side), None) for rows, good in kept), nothing)
-            for side in ("width", "height")
-        )
-        return width, height
-
-    def compose(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> pa.StringArray:
-        """The text of each row; null where there is nothing to say.
-
-        Args:
-            batch: rows as `Dataset.scan(*recipe.layers)` gives them.
-            seed: what random choices are drawn from, with epoch and key. A recipe has none yet: it changes nothing.
+            batch: rows as `Dataset.scan(*recipe.layers, fields=recipe.fields)` gives them.
+            seed: what random choices are drawn from, with epoch and key.
             epoch: as seed.
         """
-        return self.joined(*self.parts(batch))
+        from cutline.compose.made import Made
 
-    def joined(self, caption: pa.StringArray, tag_texts: pa.StringArray) -> pa.StringArray:
-        """The text of each row out of its `parts`."""
-        ordered = [{"caption": caption, "tags": tag_texts}[part] for part in self.order]
-        return _join(ordered, self.separator)
+        return Made(self, batch, seed, epoch)
 
-    def _tags(self, batch: pa.RecordBatch, layer: str) -> pa.StringArray:
-        rows = _struct(batch, layer)
-        if rows is None:
-            return pa.nulls(len(batch), pa.string())
-        spaces = self.underscores == "space"
-        categories = [
-            tags.joined(pc.struct_field(rows, name), self.tag_separator, spaces=spaces) for name in self.tag_order
-        ]
-        text = _join(categories, self.tag_separator)
-        errors = pc.struct_field(rows, "error")
-        return text if errors.null_count == len(errors) else pc.if_else(pc.is_null(errors), text, None)
+    def compose(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0, output: str = "") -> pa.StringArray:
+        """The text of each row; null where there is nothing to say, empty where it is dropped.
+
+        Args:
+            batch: as in `make`; so are seed and epoch.
+            seed: as in `make`.
+            epoch: as in `make`.
+            output: which of `outputs`; by default `text`.
+        """
+        return self.make(batch, seed=seed, epoch=epoch).draw(output).texts
+
+    def text_of(self, output: str) -> Text:
+        """How an output is put together. Raises RecipeError where there is none of that name."""
+        if output and output not in self.outputs:
+            raise RecipeError(f"the recipe has no output '{output}'. It has: {', '.join(self.outputs) or 'none'}")
+        return self.outputs[output] if output else self.text
+
+    def _checked(self) -> Recipe:
+        """The recipe with its orders spelt out. Raises RecipeError for what does not fit together."""
+        for kind, table in (("captions", self.captions), ("tags", self.tags), ("latents", self.latents)):
+            _check_layers(kind, table)
+        if not any(part in PARTS for part in self.parts):
+            raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
+        if self.captions.separator != " " and not self.captions.all_of:
+            raise RecipeError("[captions] separator stands between those of all_of, and there is none")
+        if self.words and not self.tags.layers:
+            raise RecipeError("[words] come from what layers of tags know of a post: name some in [tags]")
+        for name in self.words:
+            if not name.isidentifier() or name in PARTS:
+                raise RecipeError(f"[words] {name} is no name for a part: choose one word, neither tags nor caption")
+        _check_share("[captions]", self.captions)
+        _check_share("[tags]", self.tags)
+        _check_tags(self.tags)
+        text = self._ordered("[text]", self.text)
+        outputs = {name: self._ordered(f"[outputs.{name}]", one) for name, one in self.outputs.items()}
+        for name in outputs:
+            if not name.replace("-", "_").isidentifier():
+                raise RecipeError(f"[outputs.{name}]: an output's name is one word, since it becomes an extension")
+        return replace(self, text=text, outputs=outputs)
+
+    def _ordered(self, where: str, text: Text) -> Text:
+        """A text with its default order spelt out, and checked."""
+        _check_share(where, text)
+        said = [name for name in ("order", "either", "template") if getattr(text, name)]
+        if len(said) > 1:
+            raise RecipeError(f"{where} has {' and '.join(said)}; it can do one of the two")
+        if not said:
+            text = replace(text, order=self.parts)
+        known = (*self.parts, *(f"tags.{name}" for name in self.tags.order if self.tags.layers))
+        try:
+            used = text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
+        except OptionError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        for part in used:
+            if part not in known:
+                raise RecipeError(f"{where} names '{part}'; there are: {', '.join(known)}")
+        for order in text.orders:
+            if len(set(order)) < len(order) or not order:
+                raise RecipeError(f"{where}: an order names each part once, and one at least, not {list(order)}")
+            if "tags" in order and any(part.startswith("tags.") for part in order):
+                raise RecipeError(f"{where}: 'tags' are all of them; beside it, single categories say them twice")
+        if text.weights and (len(text.weights) != len(text.either) or min(text.weights) < 0 or not sum(text.weights)):
+            raise RecipeError(f"{where} weights = {list(text.weights)}: one for each of either, from 0 up, not all 0")
+        return text
+
+
+_TABLES: dict[str, type] = {"captions": Captions, "tags": Tags, "latents": Latents, "text": Text}
+_FILES = ("aliases", "implications", "vocabulary", "clean")
 
 
 def default_recipe(layer_names: Iterable[str]) -> Recipe:
@@ -219,14 +361,9 @@ def default_recipe(layer_names: Iterable[str]) -> Recipe:
     captions, unclear = _only(layer_names, "captions")
     tag_layers, unclear_tags = _only(layer_names, "tags")
     latents, unclear_latents = _only(layer_names, "latents")
-    recipe = Recipe(
-        captions,
-        tag_layers,
-        order=tuple(part for part, layers in zip(_PARTS, (tag_layers, captions), strict=True) if layers),
-        latents=latents,
-    )
     if not captions and not tag_layers:
         raise RecipeError("there are no captions and no tags. Add some (cutline add), or make some (cutline annotate)")
+    recipe = Recipe(Captions(captions), Tags(tag_layers), latents=Latents(latents))._checked()
     several = {"captions": unclear, "tags": unclear_tags, "latents": unclear_latents}
     if any(several.values()):
         choice = " and ".join(kind for kind, more in several.items() if more)
@@ -245,119 +382,133 @@ def _only(layer_names: Iterable[str], kind: str) -> tuple[tuple[str, ...], bool]
     return (*(name for name in layers if name == human), *others), len(others) > 1
 
 
-# Reading a batch. Every function below works on whole columns.
+def find_recipe(dataset: Dataset, name: str) -> Recipe:
+    """A recipe by path, by its name in the dataset's `recipes` folder, or a preset; without one, the obvious one.
 
-
-def _captions(batch: pa.RecordBatch, layer: str) -> pa.StringArray:
-    """The first text of each row that counts."""
-    rows = _struct(batch, layer)
-    if rows is None:
-        return pa.nulls(len(batch), pa.string())
-    texts = pc.struct_field(rows, "texts")
-    kept = pc.fill_null(pc.not_equal(pc.struct_field(rows, "verdict"), "rejected"), True)
-    some = pc.fill_null(pc.greater(pc.list_value_length(texts), 0), False)
-    said = pc.and_(pc.and_(_counts(rows), kept), some)
-    one_each = pc.max(pc.list_value_length(texts)).as_py() == 1 and not texts.values.null_count and said.equals(some)
-    if one_each:
-        return _none_if_empty(_only_ones(texts, said))
-    return _none_if_empty(texts.values.take(pc.if_else(said, texts.offsets[:-1], None)))
-
-
-def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
-    """Lists of one text, or none, as texts, over the same bytes."""
-    values = texts.values
-    places = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
-    offsets = places[texts.offsets.to_numpy()]
-    valid = pa.array(said.to_numpy(zero_copy_only=False)).buffers()[1]
-    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), values.buffers()[2], valid)
-
-
-def _struct(batch: pa.RecordBatch, layer: str) -> pa.StructArray | None:
-    if layer not in batch.schema.names:
-        raise RecipeError(f"the recipe reads layer {layer}, which these rows do not have: scan(*recipe.layers)")
-    column = batch.column(layer)
-    return column if pa.types.is_struct(column.type) else None  # a layer that nobody wrote yet is a column of nulls
-
-
-def _counts(rows: pa.StructArray) -> pa.BooleanArray:
-    """Which rows hold an answer and no error."""
-    return pc.and_(pc.is_valid(rows), pc.is_null(pc.struct_field(rows, "error")))
-
-
-def _first(columns: list[pa.StringArray], length: int) -> pa.StringArray:
-    return pc.coalesce(*columns) if columns else pa.nulls(length, pa.string())
-
-
-def _join(columns: list[pa.StringArray], separator: str) -> pa.StringArray:
-    """The texts of each row that are not null, joined; null where all are."""
-    if len(columns) == 1:
-        return columns[0]
-    nothing = functools.reduce(pc.and_, map(pc.is_null, columns))
-    if not pc.any(nothing).as_py():
-        return pc.binary_join_element_wise(*columns, separator, null_handling="skip")
-    first = pc.if_else(nothing, "", columns[0])  # pyarrow 26 loses the rows that are null in every column
-    whole = pc.binary_join_element_wise(first, *columns[1:], separator, null_handling="skip")
-    return pc.if_else(nothing, None, whole)
-
-
-def _none_if_empty(texts: pa.StringArray) -> pa.StringArray:
-    empty = pc.equal(texts, "")
-    return pc.if_else(empty, None, texts) if pc.any(empty).as_py() else texts
+    It is fitted to the dataset.
+    """
+    dataset.key_rule  # noqa: B018  it says so where there is no dataset
+    if not name:
+        return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
+    for path in (Path(name).expanduser(), dataset.home / "recipes" / f"{name}.toml"):
+        if path.is_file():
+            return Recipe.from_toml(path).fit(dataset)
+    known = toml_files.presets("recipes")
+    if name in known:
+        return Recipe.parse(toml_files.preset("recipes", name)).fit(dataset)
+    raise CutlineError(
+        f"there is no recipe {name}, neither as a file nor as {dataset.home}/recipes/{name}.toml. "
+        f"Cutline brings: {', '.join(known)}"
+    )
 
 
 # Reading a TOML file.
 
 
-def _known(where: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
-    for key in values:
-        if key not in known:
-            raise RecipeError(f"{where} has no '{key}'; it has: {', '.join(known)}")
+def _cleaning(name: str) -> Cleaning:
+    from cutline.compose.cleaning import Cleaning
+
+    return Cleaning.parse(toml_files.find("cleaning", name, "set of cleaning rules"))
 
 
-def _table(values: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    table = values.get(name, {})
-    if not isinstance(table, Mapping):
-        raise RecipeError(f"{name} is a table: [{name}]")
-    _known(f"[{name}]", table, known)
-    if name in values and "first_of" in known and not table.get("first_of") and not table.get("all_of"):
-        raise RecipeError(f'[{name}] needs first_of = ["{name}/…"]')
-    if "first_of" in table and "all_of" in table:
-        raise RecipeError(f"[{name}] has first_of and all_of; it can do one of the two")
-    return table
+def _table(name: str, kind: type[T], given: object, base: Path | None) -> T:
+    table = dict(_mapping(f"[{name}]", given))
+    for key in ("first_of", "all_of", "order", "blacklist", "either", "weights"):
+        if isinstance(table.get(key), str):
+            raise RecipeError(f"[{name}] {key} is a list of strings, not {table[key]!r}")
+    for key in _FILES:
+        if base is not None and isinstance(said := table.get(key), str) and (base / said).is_file():
+            table[key] = str(base / said)
+    try:
+        return options.fill(kind, table, name=f"[{name}]")
+    except OptionError as error:
+        raise RecipeError(str(error)) from None
 
 
-def _layers(table: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    which = "all_of" if "all_of" in table else "first_of"
-    layers = _strings(f"[{kind}] {which}", table.get(which, []))
-    for layer in layers:
-        if not layer.startswith(f"{kind}/"):
-            raise RecipeError(f"[{kind}] {which} names '{layer}'; a layer that it can read starts with {kind}/")
-    return layers
+def _word(name: str, given: object, base: Path | None) -> str | dict[str, str]:
+    if isinstance(given, str):
+        path = str(base / given) if base is not None and (base / given).is_file() else given
+        try:
+            scores.find(path)
+        except CutlineError as error:
+            raise RecipeError(f"[words] {name}: {error}") from None
+        return path
+    if not isinstance(given, Mapping) or not all(isinstance(word, str) for word in given.values()):
+        raise RecipeError(f"[words] {name} is a score table's name, or a word for each rating, not {given!r}")
+    if strange := [rating for rating in given if rating not in ("g", "s", "q", "e")]:
+        raise RecipeError(f"[words] {name} names rating '{strange[0]}'; there are: g, s, q, e")
+    return dict(given)
 
 
-def _choices(where: str, value: object, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = _strings(where, value)
-    for choice in chosen:
-        if choice not in known:
-            raise RecipeError(f"{where} names '{choice}'; there are: {', '.join(known)}")
-    if not chosen:
-        raise RecipeError(f"{where} is empty; there are: {', '.join(known)}")
-    return chosen
-
-
-def _strings(where: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise RecipeError(f"{where} is a list of strings, not {value!r}")
-    if len(set(value)) < len(value):
-        raise RecipeError(f"{where} names something twice: {', '.join(value)}")
-    return tuple(value)
-
-
-def _string(where: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(f"{where} is a string, not {value!r}")
+def _mapping(where: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where.strip('[]')} is a table: {where}")
     return value
 
 
-def _toml(value: str | list[str]) -> str:
+def _check_layers(kind: str, table: Any) -> None:
+    both = [which for which in ("first_of", "all_of") if getattr(table, which, ())]
+    if len(both) > 1:
+        raise RecipeError(f"[{kind}] has first_of and all_of; it can do one of the two")
+    if not both and table != type(table)():
+        raise RecipeError(f'[{kind}] needs first_of = ["{kind}/…"]')
+    for which in both:
+        layers = getattr(table, which)
+        if len(set(layers)) < len(layers):
+            raise RecipeError(f"[{kind}] {which} names something twice: {', '.join(layers)}")
+        for layer in layers:
+            if not layer.startswith(f"{kind}/"):
+                raise RecipeError(f"[{kind}] {which} names '{layer}'; a layer that it can read starts with {kind}/")
+
+
+def _check_share(where: str, table: Any) -> None:
+    if not 0 <= table.dropout <= 1:
+        raise RecipeError(f"{where} dropout = {table.dropout} is not between 0 and 1")
+
+
+def _check_tags(tags: Tags) -> None:
+    kept = () if isinstance(tags.keep, int) else tags.keep
+    for where, names in (("order", tags.order), ("keep", kept)):
+        for name in names:
+            if name not in schemas.TAG_CATEGORIES:
+                known = ", ".join(schemas.TAG_CATEGORIES)
+                raise RecipeError(f"[tags] {where} names '{name}'; there are: {known}")
+        if len(set(names)) < len(names):
+            raise RecipeError(f"[tags] {where} names something twice: {', '.join(names)}")
+    if not tags.order:
+        raise RecipeError(f"[tags] order is empty; there are: {', '.join(schemas.TAG_CATEGORIES)}")
+    if tags.keep and not (tags.shuffle or tags.dropout):
+        raise RecipeError("[tags] keep holds tags against shuffle and dropout, and there is neither")
+    if isinstance(tags.keep, int) and tags.keep < 0:
+        raise RecipeError(f"[tags] keep = {tags.keep}: a number of tags, or categories")
+    if tags.implied == "drop" and not tags.implications:
+        raise RecipeError("[tags] implied says what to do with implications: name their table")
+
+
+# Writing one.
+
+
+def _said(table: Any) -> dict[str, Any]:
+    """What of a table is not as it is by default."""
+    default, said = type(table)(), {}
+    for one in dataclasses.fields(table):
+        value = getattr(table, one.name)
+        if value != getattr(default, one.name):
+            said[one.name] = _lists(value)
+    return said
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").isalnum() and name.isascii() else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's

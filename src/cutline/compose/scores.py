@@ -9,10 +9,8 @@ how good a picture: edges within each rating do not. A post without the number o
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cutline import toml_files
 from cutline.files import storage_error, whole_file
 from cutline.layer import identifier
 from cutline.options import CutlineError, OptionError
@@ -78,8 +77,9 @@ class ScoreTable:
         """Read a table from a TOML file, or one that `save` wrote. Raises CutlineError, naming the file."""
         path = Path(path).expanduser()
         try:
-            text = path.read_text("utf-8")
-            return cls.parse(json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text))
+            if path.suffix.lower() != ".json":
+                return cls.parse(toml_files.read(path, "score table"))
+            return cls.parse(json.loads(path.read_text("utf-8")))
         except OSError as error:
             raise CutlineError(f"cannot read the score table {path}: {error.strerror}") from None
         except OptionError as error:
@@ -145,20 +145,11 @@ class ScoreTable:
         return pa.array(self.names, pa.string()).take(pa.array(places, mask=places < 0))
 
 
-def presets() -> list[str]:
-    """The names of the tables that come with Cutline."""
-    folder = files("cutline") / "presets" / "scores"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
 def find(name: str) -> ScoreTable:
     """A table by its name, or by the path of a TOML or JSON file. Raises CutlineError where there is none."""
-    if name in presets():
-        text = (files("cutline") / "presets" / "scores" / f"{name}.toml").read_text("utf-8")
-        return ScoreTable.parse(tomllib.loads(text))
     if Path(name).suffix.lower() in (".toml", ".json"):
         return ScoreTable.read(name)
-    raise OptionError(f"no score table is called '{name}'. There are: {', '.join(presets())}; or name a TOML file")
+    return ScoreTable.parse(toml_files.find("scores", name, "score table"))
 
 
 def _rising(what: str, given: object, words: int, *, level: bool = False) -> tuple[float, ...]:

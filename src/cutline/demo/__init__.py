@@ -21,13 +21,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cutline import options, registry
+from cutline.compose.recipe import find_recipe
 from cutline.dataset import Dataset
 from cutline.demo.captioner import train_captioner
 from cutline.demo.scenes import Scene, held_out, scenes
 from cutline.demo.sheet import Entry, choose, contact_sheet, exact_match
 from cutline.engine.here import annotate
 from cutline.engine.selection import Selection
-from cutline.exports.export import export, find_recipe
+from cutline.exports.export import export
 from cutline.options import CutlineError
 
 UNSEEN = 1_000

@@ -7,10 +7,8 @@ import json
 import os
 import secrets
 import shutil
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from cutline import options
-from cutline.compose.recipe import Recipe, default_recipe
+from cutline.compose.recipe import Recipe
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest
@@ -28,23 +26,6 @@ from cutline.options import CutlineError
 
 BATCH = 16_384
 """Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
-
-
-def find_recipe(dataset: Dataset, name: str) -> Recipe:
-    """A recipe by path, by its name in the dataset's `recipes` folder, or a preset; without one, the obvious one."""
-    dataset.key_rule  # noqa: B018  it says so where there is no dataset
-    if not name:
-        return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
-    for path in (Path(name), dataset.home / "recipes" / f"{name}.toml"):
-        if path.is_file():
-            return Recipe.from_toml(path)
-    presets = {path.name.removesuffix(".toml"): path for path in (files("cutline") / "presets" / "recipes").iterdir()}
-    if name in presets:
-        return Recipe.parse(tomllib.loads(presets[name].read_text("utf-8")))
-    raise CutlineError(
-        f"there is no recipe {name}, neither as a file nor as {dataset.home}/recipes/{name}.toml. "
-        f"Cutline brings: {', '.join(sorted(presets))}"
-    )
 
 
 def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_run: bool = False) -> Manifest:
@@ -110,25 +91,38 @@ def _keep(files: list[Path], folder: Path) -> list[Path]:
 
 
 def rows(
-    dataset: Dataset, recipe: Recipe, columns: Sequence[str] = COLUMNS, *, where: str = ""
+    dataset: Dataset,
+    recipe: Recipe,
+    columns: Sequence[str] = COLUMNS,
+    *,
+    where: str = "",
+    seed: int = 0,
+    epoch: int = 0,
 ) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
-    read = {"caption": recipe.captions, "tags": recipe.tags, "train_width": recipe.latents}
+    read = {
+        "caption": recipe.captions.first_of or recipe.captions.all_of,
+        "tags": recipe.tags.layers,
+        "train_width": recipe.latents.first_of,
+    }
     for batch in dataset.scan(*recipe.layers, where=where, fields=(*columns, *recipe.fields), rows=BATCH):
-        made = {name: batch.column(name) for name in columns if name in batch.schema.names}
-        made["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
+        found = {name: batch.column(name) for name in columns if name in batch.schema.names}
+        made = recipe.make(batch, seed=seed, epoch=epoch)
+        found["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
         if "path" in columns:
             uri = batch.column("uri")
             below = pc.binary_join_element_wise(root, uri, "")
-            made["path"] = pc.if_else(pc.starts_with(uri, "/"), uri, below)
-        if not {"caption", "tags", "text"}.isdisjoint(columns):
-            made["caption"], made["tags"] = recipe.parts(batch)
+            found["path"] = pc.if_else(pc.starts_with(uri, "/"), uri, below)
+        if "caption" in columns:
+            found["caption"] = made.caption
+        if "tags" in columns:
+            found["tags"] = made.tags
         if "text" in columns:
-            made["text"] = recipe.joined(made["caption"], made["tags"])
+            found["text"] = made.draw().texts
         if "train_width" in columns:
-            made["train_width"], made["train_height"] = recipe.buckets(batch)
+            found["train_width"], found["train_height"] = made.buckets
         for name in columns:
             if not read.get(name, True):
-                made[name] = pa.nulls(len(batch))
-        yield pa.RecordBatch.from_arrays([made[name] for name in columns], names=list(columns))
+                found[name] = pa.nulls(len(batch))
+        yield pa.RecordBatch.from_arrays([found[name] for name in columns], names=list(columns))

@@ -5,15 +5,13 @@ Those of well-known tables come with Cutline, in `presets/booru`; `danbooru.toml
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cutline import schemas, tags
-from cutline.options import CutlineError, OptionError
+from cutline import schemas, tags, toml_files
+from cutline.options import OptionError
 
 COLUMNS = ("id", "rating", "score", "fav_count", "posted", "updated", "width", "height", "deleted")
 """What a map's `[columns]` may say: only `id` must be there."""
@@ -95,30 +93,15 @@ class ColumnMap:
 
 def presets() -> dict[str, ColumnMap]:
     """The maps that come with Cutline, by name."""
-    folder = files("cutline") / "presets" / "booru"
-    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
-    return {
-        (name := entry.name.removesuffix(".toml")): ColumnMap.parse(name, tomllib.loads(entry.read_text("utf-8")))
-        for entry in found
-    }
+    return {name: ColumnMap.parse(name, toml_files.preset("booru", name)) for name in toml_files.presets("booru")}
 
 
 def find(name: str) -> ColumnMap:
     """A map by its name, or the path of a TOML file of one's own. Raises CutlineError where there is none."""
-    known = presets()
-    if name in known:
-        return known[name]
-    path = Path(name).expanduser()
-    if path.suffix != ".toml":
-        raise OptionError(f"no column map is called '{name}'. There are: {', '.join(known)}; or name a TOML file")
     try:
-        return ColumnMap.parse(path.stem, tomllib.loads(path.read_text("utf-8")))
-    except OSError as error:
-        raise CutlineError(f"cannot read the column map {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CutlineError(f"{path} is not TOML: {error}") from None
+        return ColumnMap.parse(Path(name).stem, toml_files.find("booru", name, "column map"))
     except OptionError as error:
-        raise OptionError(f"{path}: {error}") from None
+        raise OptionError(f"{name}: {error}" if name.endswith(".toml") else str(error)) from None
 
 
 def detect(there: Collection[str]) -> ColumnMap | None:

@@ -1,0 +1,76 @@
+"""The caption of each picture, as a recipe's `[captions]` says. Works on whole columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cutline.compose.columns import counting, first, join, none_if_empty, rows_of
+from cutline.compose.draws import Draws
+from cutline.compose.recipe import Recipe
+
+_BREAK = re.compile(r"\r\n|\r|\n")
+
+
+def captions(recipe: Recipe, batch: pa.RecordBatch, draws: Draws) -> pa.StringArray:
+    """One caption for each row, or null; before any dropout, and before its wildcards are drawn."""
+    said = recipe.captions
+    found = [
+        _lines(_texts(batch, layer, said.texts, draws), said.line_breaks, layer, draws)
+        for layer in said.first_of or said.all_of
+    ]
+    texts = join(found, said.separator) if said.all_of else first(found, len(batch))
+    if recipe.caption_cleaning is not None:
+        names = texts.dictionary_encode()
+        clean = [recipe.caption_cleaning.caption(text)[0] for text in names.dictionary.to_pylist()]
+        texts = none_if_empty(pa.array(clean, pa.string()).take(names.indices))
+    return texts
+
+
+def _texts(batch: pa.RecordBatch, layer: str, which: str, draws: Draws) -> pa.StringArray:
+    """The first text of each row that counts, or any of them."""
+    rows = rows_of(batch, layer)
+    if rows is None:
+        return pa.nulls(len(batch), pa.string())
+    texts = pc.struct_field(rows, "texts")
+    kept = pc.fill_null(pc.not_equal(pc.struct_field(rows, "verdict"), "rejected"), True)
+    lengths = pc.list_value_length(texts)
+    some = pc.fill_null(pc.greater(lengths, 0), False)
+    said = pc.and_(pc.and_(counting(rows), kept), some)
+    most = pc.max(lengths).as_py() or 0
+    if most == 1 and not texts.values.null_count and said.equals(some):
+        return none_if_empty(_only_ones(texts, said))
+    places = texts.offsets[:-1]
+    if which == "draw" and most > 1:
+        counts = pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+        chosen = (draws.uniform(f"text of {layer}") * counts).astype(np.int32)
+        places = pa.array(places.to_numpy() + chosen)
+    return none_if_empty(texts.values.take(pc.if_else(said, places, None)))
+
+
+def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
+    """Lists of one text, or none, as texts, over the same bytes."""
+    values = texts.values
+    places = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    offsets = places[texts.offsets.to_numpy()]
+    valid = pa.array(said.to_numpy(zero_copy_only=False)).buffers()[1]
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), values.buffers()[2], valid)
+
+
+def _lines(texts: pa.StringArray, line_breaks: str, layer: str, draws: Draws) -> pa.StringArray:
+    if line_breaks == "keep" or not pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
+        return texts
+    if line_breaks == "space":
+        texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s*[\r\n]\s*", " "))
+        return none_if_empty(texts)
+    lines = [_spoken(text) for text in texts.to_pylist()]
+    chances = draws.uniform(f"line of {layer}")
+    return pa.array([one[int(chance * len(one))] if one else None for one, chance in zip(lines, chances, strict=True)])
+
+
+def _spoken(text: str | None) -> Sequence[str]:
+    return [line.strip() for line in _BREAK.split(text) if line.strip()] if text else ()

@@ -1,0 +1,42 @@
+"""TOML files: those that come with Cutline, by name (`presets/<kind>/<name>.toml`), and people's own, by path."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cutline.options import CutlineError, OptionError
+
+
+def presets(kind: str) -> list[str]:
+    """The names of the presets of a kind (`recipes`, `scores`, `booru`, `cleaning`, `trainers`), sorted."""
+    folder = files("cutline") / "presets" / kind
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def preset(kind: str, name: str) -> dict[str, Any]:
+    """What a preset says. The name must be one of `presets(kind)`."""
+    return tomllib.loads((files("cutline") / "presets" / kind / f"{name}.toml").read_text("utf-8"))
+
+
+def read(path: str | Path, what: str) -> dict[str, Any]:
+    """What someone's own TOML file says. Raises CutlineError, naming the file; `what` says what it should have been."""
+    path = Path(path).expanduser()
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CutlineError(f"cannot read the {what} {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CutlineError(f"{path} is not TOML: {error}") from None
+
+
+def find(kind: str, name: str, what: str) -> dict[str, Any]:
+    """What the preset of that name says, or the TOML file at that path. Raises OptionError where there is neither."""
+    known = presets(kind)
+    if name in known:
+        return preset(kind, name)
+    if Path(name).suffix.lower() == ".toml":
+        return read(name, what)
+    raise OptionError(f"no {what} is called '{name}'. There are: {', '.join(known)}; or name a TOML file")
