@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON := $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
+INSTALL = $(PYTHON) -m pip --python $(BIN)/python install -qq --disable-pip-version-check -c constraints.txt
+
 .NOTPARALLEL:
 .PHONY: help demo test test-slow lint bench clean
 
@@ -45,6 +47,7 @@ $(BIN)/python:
 
 $(VENV)/with-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) what 'cutline[$*]' needs; once, a minute or a few."
-	@$(PYTHON) -m pip --python $(BIN)/python install -qq --disable-pip-version-check -c constraints.txt pip -e '.[$*]'
+	@$(INSTALL) pip -e '.[$*]'
+	@$(INSTALL) --no-deps open_clip_torch  # for the vocabulary in it: nothing imports it, so it needs nothing
 	@touch $@
 	@test $* != dev || touch $(VENV)/with-models  # which is part of it
