@@ -23,6 +23,9 @@ from cutline.compose.tokens import Encoder, TrainerError
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+LIMITS = (75, 150, 225, 256, 512)
+"""Tokens: those of CLIP in one, two and three rows, and those of T5 and its like."""
+
 REMEMBERED = 1_000_000
 """Distinct words whose length is kept in mind; more are tokenised whenever they come."""
 
@@ -144,11 +147,13 @@ def cuts_at_spaces(encoder: Encoder) -> bool:
         or (step["type"] == "Replace" and step["pattern"] == {"Regex": r"\s+"} and step["content"] == " ")
         for step in _steps(tokenizer.normalizer, "normalizers")
     )
-    first = next(iter(_steps(tokenizer.pre_tokenizer, "pretokenizers")), {"type": ""})
+    first: dict[str, Any] = next(iter(_steps(tokenizer.pre_tokenizer, "pretokenizers")), {"type": ""})
     if first["type"] == "Split":
         words = re.split(r"(?<!\\)\|", first["pattern"].get("Regex", ""))
-        return normal and first["invert"] and first["behavior"] == "Removed" and set(words) <= _ALTERNATIVES
-    return normal and first["type"] in ("Whitespace", "WhitespaceSplit")
+        apart = first["invert"] and first["behavior"] == "Removed" and set(words) <= _ALTERNATIVES
+    else:
+        apart = first["type"] in ("Whitespace", "WhitespaceSplit")
+    return bool(normal and apart)
 
 
 def same_counts(one: Encoder, other: Encoder) -> bool:

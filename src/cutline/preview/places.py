@@ -117,10 +117,15 @@ def fused(texts: pa.StringArray, rows: Counts, starts: Counts, ends: Counts, bor
         beyond = place + step
         outside = (beyond < low) | (beyond >= high)
         far = np.where(outside, border_byte, bytes_[np.clip(beyond, 0, len(bytes_) - 1)])
-        apart: Flags = np.isin(near, (border_byte, 10)) | ((near == 32) & np.isin(far, (border_byte, 10)))
+        apart: Flags = _either(near, border_byte) | ((near == 32) & _either(far, border_byte))
         return apart
 
     found: Flags = (starts >= 0) & ~(at(start - 1, -1, last) & at(end, 1, first))
+    return found
+
+
+def _either(letters: npt.NDArray[np.uint8], border: np.uint8) -> Flags:
+    found: Flags = (letters == border) | (letters == 10)
     return found
 
 
