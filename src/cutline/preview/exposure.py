@@ -35,16 +35,21 @@ class Exposure:
     it, always at this place. By texts, descending."""
 
     @property
+    def texts(self) -> int:
+        """How often a tag is in a text."""
+        return _total(self.tags["texts"])
+
+    @property
     def lost(self) -> int:
-        """How often a tag is in a text and falls off."""
-        return total(self.tags["texts"]) - total(self.tags["kept"]) if self.encoder else 0
+        """How often it is there and falls off."""
+        return self.texts - _total(self.tags["kept"]) if self.encoder else 0
 
     def as_dict(self, top: int) -> dict[str, Any]:
         """As JSON, with that many tags of each sort."""
         return {
             "encoder": self.encoder,
             "tags": len(self.tags),
-            "texts": total(self.tags["texts"]),
+            "texts": self.texts,
             "lost": self.lost,
             "commonest": self.tags.slice(0, top).to_pylist(),
             "rarest": self.tags.slice(max(len(self.tags) - top, 0)).to_pylist()[::-1],
@@ -75,10 +80,10 @@ class Tags:
         rows, codes, place = self._flat(drawn.tags)
         if drawn.epoch == 0:
             layer_rows, layer_codes = self._layers(drawn.batch)
-            pairs = np.unique(_pairs(layer_rows, layer_codes))
+            pairs = _distinct(_pairs(layer_rows, layer_codes))
             self._in_layer = _counted(self._in_layer, _second(pairs), len(self._normal))
             self._pairs = pairs
-        self._pairs = np.union1d(self._pairs, _pairs(rows, self._normal_of[codes]))
+        self._pairs = _distinct(np.concatenate([self._pairs, _pairs(rows, self._normal_of[codes])]))
         if drawn.epoch == self.epochs - 1:
             self._with = _counted(self._with, _second(self._pairs), len(self._normal))
         each, first = np.unique(_pairs(rows, codes), return_index=True)
@@ -223,6 +228,13 @@ def _pairs(rows: Counts, codes: Counts) -> Counts:
     return rows * _WIDE + codes
 
 
+def _distinct(pairs: Counts) -> Counts:
+    """Each once, ascending. With so many, sorting is quicker than `np.unique`."""
+    ordered = np.sort(pairs)
+    found: Counts = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
+    return found
+
+
 def _second(pairs: Counts) -> Counts:
     found: Counts = pairs % _WIDE
     return found
@@ -239,6 +251,5 @@ def _coded(values: pa.Array) -> pa.DictionaryArray:
     return values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
 
 
-def total(column: pa.ChunkedArray) -> int:
-    """The sum of whole numbers."""
+def _total(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)

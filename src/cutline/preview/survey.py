@@ -29,7 +29,7 @@ from cutline.dataset.query import Relation
 from cutline.layer import quote
 from cutline.options import CutlineError, OptionError
 from cutline.preview.drawn import NONE, Drawn, Found, Histogram
-from cutline.preview.exposure import Exposure, Tags, total
+from cutline.preview.exposure import Exposure, Tags
 from cutline.preview.lengths import LIMITS, Counter, same_counts
 from cutline.preview.policies import Policies, Policy
 from cutline.preview.texts import CAUSES, LEFTOVERS, EqualTexts, look_for_empty, look_for_leftovers
@@ -91,6 +91,7 @@ class Said:
 class Survey:
     """Everything that is told of a dataset."""
 
+    trainer: str
     pictures: int
     epochs: int
     seed: int
@@ -127,6 +128,10 @@ class Survey:
         if lost := self.exposure.lost:
             times = f"{lost:,} of {total(self.exposure.tags['texts']):,} times"
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
+        if (lines := self.leftovers["line break"].count) and self.trainer.startswith("kohya-"):
+            found.append(
+                f"{lines:,} texts have line breaks, and without wildcards kohya's trainers read one line alone"
+            )
         causes = {cause: one.count for cause, one in self.empty.items() if one.count and cause != "dropped"}
         if causes:
             why = ", ".join(f"{CAUSES[cause]}: {count:,}" for cause, count in causes.items())
@@ -136,6 +141,7 @@ class Survey:
     def as_dict(self, top: int = 10) -> dict[str, Any]:
         """As JSON, with that many tags of each sort."""
         return {
+            "trainer": self.trainer,
             "pictures": self.pictures,
             "epochs": self.epochs,
             "seed": self.seed,
@@ -233,6 +239,7 @@ def survey(
     spreads = [histogram.spread() for histogram in lengths]
     nothing = Spread(NONE, NONE)
     return Survey(
+        trainer=trainer.name,
         pictures=pictures,
         epochs=epochs,
         seed=seed,
