@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cutline.compose.tokens import Encoder, TrainerError
+from cutline.compose.tokens import Encoder
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -36,7 +36,7 @@ _ALTERNATIVES = {
 """What CLIP takes for a word: none of them holds a space."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Counter:
     """Counts the texts of one encoder, whose tokenizer is at hand."""
 
@@ -157,10 +157,12 @@ def cuts_at_spaces(encoder: Encoder) -> bool:
 
 
 def same_counts(one: Encoder, other: Encoder) -> bool:
-    """Whether two encoders count alike: SDXL's two have one tokenizer."""
-    plain = not any(encoder.weighted != one.weighted or encoder.quoted or encoder.before for encoder in (one, other))
+    """Whether two encoders read alike, as SDXL's two do: one tokenizer, and one limit."""
     tokenizers = [getattr(encoder.coder, "tokenizer", None) for encoder in (one, other)]
-    return plain and tokenizers[0] is not None and tokenizers[0] is tokenizers[1]
+    alike = (one.limit, one.weighted, one.before) == (other.limit, other.weighted, other.before)
+    return (
+        alike and not one.quoted and not other.quoted and tokenizers[0] is not None and tokenizers[0] is tokenizers[1]
+    )
 
 
 def _steps(component: Any, several: str) -> list[dict[str, Any]]:
@@ -170,12 +172,3 @@ def _steps(component: Any, several: str) -> list[dict[str, Any]]:
     state: dict[str, Any] = json.loads(component.__getstate__())
     found: list[dict[str, Any]] = state[several] if state["type"] == "Sequence" else [state]
     return found
-
-
-def stops(encoder: Encoder, text: str) -> str:
-    """Why the trainer would stop at this text, in its words; else empty."""
-    try:
-        encoder.read(text)
-    except TrainerError as error:
-        return str(error)
-    return ""

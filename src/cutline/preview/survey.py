@@ -126,7 +126,7 @@ class Survey:
             if lengths.stops:
                 found.append(f"the trainer would stop at {lengths.stops:,} texts ({lengths.encoder.name})")
         if lost := self.exposure.lost:
-            times = f"{lost:,} of {total(self.exposure.tags['texts']):,} times"
+            times = f"{lost:,} of {self.exposure.texts:,} times"
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
         if (lines := self.leftovers["line break"].count) and self.trainer.startswith("kohya-"):
             found.append(
@@ -208,15 +208,11 @@ def survey(
     # The least limit cuts first; what a quoted encoder reads is no text of tags.
     able = [encoder for encoder in trainer.encoders if encoder.name in mine and not encoder.quoted]
     least = min(able, key=lambda encoder: encoder.limit, default=None)
-    cutter = Counter(least) if least and counters[mine[least.name]].encoder.limit != least.limit else None
-    if least and cutter is None:
-        cutter = counters[mine[least.name]]
-    elif cutter:
-        counters.append(cutter)
+    cutter = mine[least.name] if least else -1
 
     only = _sample(dataset, sample, seed) if sample else None
     texts, exposure = EqualTexts(epochs), Tags(recipe, epochs)
-    policies = Policies(cutter) if cutter and {"tags", "caption"} <= set(recipe.parts) else None
+    policies = Policies(counters[cutter]) if least and {"tags", "caption"} <= set(recipe.parts) else None
     sizes: dict[tuple[int, int] | None, int] = {}
     chosen = buckets or Buckets()
     empty = {cause: Found() for cause in CAUSES}
@@ -226,11 +222,10 @@ def survey(
     for drawn in ahead(_draws(dataset, recipe, output, epochs, seed, only, counters, policies is not None)):
         for histogram, measured in zip(lengths, drawn.measured, strict=True):
             histogram.add(measured.counts)
-        kept = drawn.measured[counters.index(cutter)] if cutter else None
         look_for_empty(recipe, drawn, empty)
         look_for_leftovers(drawn, odd)
         texts.add(drawn)
-        exposure.add(drawn, kept)
+        exposure.add(drawn, drawn.measured[cutter] if least else None)
         if drawn.epoch == 0:
             pictures += len(drawn.batch)
             _sort_by_size(drawn.batch, chosen, sizes)
@@ -273,9 +268,9 @@ def _draws(
     both: bool,
 ) -> Iterator[Drawn]:
     """Compose and tokenise; meanwhile what was composed before is counted."""
-    separator = recipe.text_of(output).separator
+    said = recipe.text_of(output)
     if both:
-        together = Text(order=("tags", "caption"), separator=separator)
+        together = Text(order=("tags", "caption"), separator=said.separator, wildcards=said.wildcards)
         recipe = dataclasses.replace(recipe, outputs={**recipe.outputs, _BOTH: together})
     for batch in dataset.scan(*recipe.layers, fields=recipe.fields, only=only, rows=_ROWS):
         for epoch in range(epochs):
@@ -286,7 +281,7 @@ def _draws(
             if both and epoch == 0:
                 each = made.draw(_BOTH)
                 joined = pc.binary_join(each.tags, recipe.tags.separator)
-                parts = (pc.if_else(pc.equal(joined, ""), None, joined), each.caption, separator)
+                parts = (pc.if_else(pc.equal(joined, ""), None, joined), each.caption, said.separator)
             measured = [counter.measure(texts) for counter in counters]
             yield Drawn(batch, epoch, texts, draw.caption, draw.tags, measured, parts)
 
