@@ -162,10 +162,11 @@ def test_a_list_for_a_caption_stops_the_trainer_when_it_draws() -> None:
         subset.draw(text, random.Random(0))
 
 
-def test_the_default_extension_is_the_trainers(tmp_path: Path) -> None:
+def test_the_default_extension_is_that_of_taggers(tmp_path: Path) -> None:
     (tmp_path / "one.caption").write_text("from .caption", encoding="utf-8")
     (tmp_path / "one.txt").write_text("from .txt", encoding="utf-8")
-    assert Subset().load_image(tmp_path / "one.png") == "from .caption"
+    assert Subset().load_image(tmp_path / "one.png") == "from .txt"
+    assert Subset(caption_extension=".caption").load_image(tmp_path / "one.png") == "from .caption"
     assert Subset(caption_extension="txt").load_image(str(tmp_path / "one.png")) == "from .txt"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,37 @@ def captions(recipe: Recipe, batch: pa.RecordBatch, draws: Draws) -> pa.StringAr
         clean = [recipe.caption_cleaning.caption(text)[0] for text in names.dictionary.to_pylist()]
         texts = none_if_empty(pa.array(clean, pa.string()).take(names.indices))
     return texts
+
+
+def candidates(recipe: Recipe, batch: pa.RecordBatch) -> list[list[tuple[str, Fraction]]]:
+    """Every caption that each row may have, with how likely it is; none for a row without one. Dropout apart.
+
+    Captions of all_of are not drawn one by one here: where they are to be, the result means nothing.
+    """
+    said = recipe.captions
+    if (said.texts == "first" and said.line_breaks != "draw") or said.all_of:
+        plain = captions(recipe, batch, Draws(batch.column("key"), 0, 0)).to_pylist()
+        return [[(text, Fraction(1))] if text else [] for text in plain]
+    found: list[list[tuple[str, Fraction]]] = [[] for _ in range(len(batch))]
+    for layer in said.first_of:
+        rows = rows_of(batch, layer)
+        for row, answer in zip(found, [] if rows is None else rows.to_pylist(), strict=rows is not None):
+            if row or answer is None or answer["error"] or answer["verdict"] == "rejected":
+                continue
+            texts = answer["texts"] or []
+            texts = [text for text in (texts if said.texts == "draw" else texts[:1]) if text]
+            for text in texts:
+                lines = _lines_of(text, said.line_breaks)
+                row += [(line, Fraction(1, len(lines) * len(texts))) for line in lines]
+    if recipe.caption_cleaning is None:
+        return found
+    return [[(recipe.caption_cleaning.caption(text)[0], likely) for text, likely in row] for row in found]
+
+
+def _lines_of(text: str, line_breaks: str) -> Sequence[str]:
+    if line_breaks == "keep" or not _BREAK.search(text):
+        return [text]
+    return _spoken(text) if line_breaks == "draw" else [" ".join(_spoken(text))]
 
 
 def _texts(batch: pa.RecordBatch, layer: str, which: str, draws: Draws) -> pa.StringArray:

@@ -33,10 +33,13 @@ class TrainerError(CutlineError):
     """The trainer stops here, with an exception of this type and text."""
 
     def __init__(self, type: str, text: str) -> None:
-        super().__init__(f"{type}: {text}")
+        super().__init__(type, text)
         self.type = type
         """Name of the exception, such as `TypeError`."""
         self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.text}"
 
 
 @dataclass(init=False)
@@ -67,7 +70,8 @@ class Subset:
 
     # Where it comes from: sidecars, or a metadata file.
     image_dir: str | Path | None = None
-    caption_extension: str = ".caption"
+    caption_extension: str = ".txt"
+    """What taggers write. A dataset config that does not say it means `.caption`, and `formats.kohya_toml` says so."""
     class_tokens: str | None = None
     metadata_file: str | Path | None = None
 

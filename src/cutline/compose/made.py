@@ -49,6 +49,10 @@ class Made:
             self._parts[name] = self._part(name)
         return self._parts[name]
 
+    def give(self, name: str, column: pa.StringArray) -> None:
+        """Put these texts in the place of a part."""
+        self._parts[name] = column
+
     def _part(self, name: str) -> pa.StringArray:
         if name == "caption":
             return self.caption
@@ -125,7 +129,7 @@ class Draw:
             for part in order:
                 kind, _, category = part.partition(".")
                 if kind == "tags":
-                    mine = every._of(category) if category else np.ones(len(every.rows), bool)
+                    mine = every.of(category) if category else np.ones(len(every.rows), bool)
                     where = pc.and_(self._holds(part), pc.equal(self._chosen, number))
                     here = np.flatnonzero(mine & where.to_numpy(zero_copy_only=False)[every.rows])
                     rows.append(every.rows[here])

@@ -42,7 +42,7 @@ class TagLists:
 
     def lists(self, *categories: str) -> pa.ListArray:
         """The tags of each picture as a list: all, or those of these categories. Empty where there are none."""
-        mine = self.only(np.flatnonzero(self._of(*categories))) if categories else self
+        mine = self.only(np.flatnonzero(self.of(*categories))) if categories else self
         offsets = np.concatenate([[0], np.cumsum(np.bincount(mine.rows, minlength=self.count))])
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), self.names.take(pa.array(mine.codes)))
 
@@ -56,7 +56,15 @@ class TagLists:
         """Some of the tags, by their places in the table."""
         return replace(self, rows=self.rows[places], columns=self.columns[places], codes=self.codes[places])
 
-    def _of(self, *categories: str) -> npt.NDArray[np.bool_]:
+    @property
+    def numbers(self) -> Numbers:
+        """The place of each tag among those of its picture, from 0."""
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self.rows, minlength=self.count))])
+        found: Numbers = np.arange(len(self.rows)) - starts[self.rows]
+        return found
+
+    def of(self, *categories: str) -> npt.NDArray[np.bool_]:
+        """Which tags are of these categories."""
         return np.isin(self.columns, [_CATEGORIES[name] for name in categories])
 
 
@@ -210,17 +218,21 @@ def _ordered(recipe: Recipe, found: TagLists, *, all_of: bool = False) -> TagLis
     return found if np.all(keys[1:] >= keys[:-1]) else found.only(np.argsort(keys, kind="stable"))
 
 
+def kept(recipe: Recipe, found: TagLists) -> npt.NDArray[np.bool_]:
+    """Which tags, of those before shuffling and dropout, stay where they are."""
+    keep = recipe.tags.keep
+    return found.numbers < keep if isinstance(keep, int) else found.of(*keep)
+
+
 def _drawn(recipe: Recipe, found: TagLists, draws: Draws) -> TagLists:
     """With some tags dropped, and the rest mixed; those that are kept stay where they are among the rest."""
     said = recipe.tags
-    starts = np.concatenate([[0], np.cumsum(np.bincount(found.rows, minlength=found.count))])
-    numbers = np.arange(len(found.rows)) - starts[found.rows]
-    kept = numbers < said.keep if isinstance(said.keep, int) else found._of(*said.keep)
+    numbers, stays = found.numbers, kept(recipe, found)
     if said.dropout:
-        stay = kept | (draws.uniform("tag dropout", found.rows, numbers) >= said.dropout)
-        found, kept, numbers = found.only(np.flatnonzero(stay)), kept[stay], numbers[stay]
+        left = stays | (draws.uniform("tag dropout", found.rows, numbers) >= said.dropout)
+        found, stays, numbers = found.only(np.flatnonzero(left)), stays[left], numbers[left]
     if said.shuffle:
-        free = np.flatnonzero(~kept)
+        free = np.flatnonzero(~stays)
         rows = found.rows[free]
         chances = draws.integers("tag shuffle", rows, numbers[free]) >> np.uint64(_ROW_BITS)
         mixed = np.argsort((rows.astype(np.uint64) << np.uint64(64 - _ROW_BITS)) | chances)

@@ -1,0 +1,400 @@
+"""A recipe in the words of kohya's trainers: metadata entries and subset options with which they draw its texts.
+
+The trainers join, cut and shuffle by rules of their own (`compose.kohya`), and most of what a recipe says can be said
+to them: what is fixed is written out; tags to shuffle or to drop stand between two `|||`, so that nothing else moves;
+one of several texts is one of several lines, each as often as its weight asks for. What they cannot be told is named,
+and so is each picture whose text they would misread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cutline.compose import wildcards
+from cutline.compose.caption_texts import candidates
+from cutline.compose.columns import join
+from cutline.compose.made import Draw, Made
+from cutline.compose.recipe import Recipe, Text
+from cutline.compose.tag_lists import TagLists, kept, tag_lists
+
+KEEP = "|||"
+"""The keep_tokens_separator."""
+
+MOST_LINES = 64
+"""Of one entry."""
+
+_GAP = "\0"  # where the tags go that the trainer moves
+_JOINT = ", "  # what the trainer joins tags with, whatever caption_separator is
+
+
+@dataclass(frozen=True)
+class AsKohya:
+    """A recipe as metadata and options. One that `cannot` be said has its texts of one epoch as entries."""
+
+    recipe: Recipe
+    output: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The subset's options, by sd-scripts' names; those that are as by default are left out."""
+        said: dict[str, Any] = {}
+        if rate := self._text.dropout:
+            said["caption_dropout_rate"] = rate
+        if self.cannot:
+            return said
+        if self._lines:
+            said["enable_wildcard"] = True
+        if self._moving:
+            tags = self.recipe.tags
+            said |= {"shuffle_caption": True} if tags.shuffle else {}
+            said |= {"caption_tag_dropout_rate": tags.dropout} if tags.dropout else {}
+            said |= {"caption_separator": self._separator} if self._separator != "," else {}
+            said["keep_tokens_separator"] = KEEP
+        return said
+
+    @cached_property
+    def cannot(self) -> tuple[str, ...]:
+        """What the trainer cannot be told, each as a sentence for people."""
+        return tuple(self._cannot())
+
+    def entries(self, made: Made) -> tuple[pa.StringArray, list[str]]:
+        """The metadata's `caption` of each row, and for each why the trainer would misread it, or an empty text.
+
+        Args:
+            made: what the recipe makes of the rows; its seed and epoch count where the recipe `cannot` be said.
+
+        Returns:
+            The entries, null where there is nothing to say, and the reasons.
+        """
+        if self.cannot:
+            texts = Draw(made, replace(self._text, dropout=0.0)).texts
+            return texts, _misread(texts)
+        still = Made(self._still, made.batch, 0, 0)
+        tags = self._places(still) if self._moving else None
+        found = [self._line(still, tags, *branch) for branch in self._branches(still)]
+        if len(found) == 1 and not self._lines:
+            return found[0].texts, [*map(_first, found[0].reasons, _misread(found[0].texts))]
+        return self._several(found)
+
+    @cached_property
+    def _text(self) -> Text:
+        return self.recipe.text_of(self.output)
+
+    @cached_property
+    def _still(self) -> Recipe:
+        """The recipe without chance."""
+        captions = replace(self.recipe.captions, texts="first", line_breaks=self._breaks, dropout=0.0)
+        return replace(self.recipe, captions=captions, tags=replace(self.recipe.tags, shuffle=False, dropout=0.0))
+
+    @property
+    def _breaks(self) -> Any:
+        said = self.recipe.captions.line_breaks
+        return "keep" if said == "draw" else said
+
+    @cached_property
+    def _moving(self) -> bool:
+        """Whether the trainer is to shuffle or drop tags."""
+        tags = self.recipe.tags
+        return bool(tags.shuffle or tags.dropout) and any(part.startswith("tags") for part in self._used)
+
+    @cached_property
+    def _lines(self) -> bool:
+        """Whether the trainer is to draw lines or wildcards."""
+        captions = self.recipe.captions
+        drawn = captions.texts == "draw" or captions.line_breaks == "draw" or captions.dropout > 0
+        return (drawn and "caption" in self._used) or len(self._text.orders) > 1 or self._text.wildcards
+
+    @cached_property
+    def _used(self) -> tuple[str, ...]:
+        text = self._text
+        return text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
+
+    @cached_property
+    def _separator(self) -> str:
+        """What the trainer splits at: a comma, unless there are sentences, whose commas are no borders."""
+        plain = all(part == "tags" or part.startswith("tags.") for part in self._used)
+        ends = (self._text.prefix, self._text.suffix)
+        return "," if plain and not self._text.template and all(_tidy(end, ",") for end in ends) else ";;;"
+
+    def _cannot(self) -> Iterator[str]:
+        tags, text, captions = self.recipe.tags, self._text, self.recipe.captions
+        if self._moving:
+            if tags.separator != _JOINT:
+                yield f"it joins tags that it shuffles or drops with {_JOINT!r}, not with {tags.separator!r}"
+            ends = text.prefix or text.suffix or any(len(order) > 1 for order in text.orders)
+            if text.separator != _JOINT and ends:
+                yield f"it puts {_JOINT!r} around tags that it shuffles or drops, not {text.separator!r}"
+            if not self._together:
+                yield "tags that it shuffles or drops stand in one place, and here they stand in several"
+            if tags.dropout and len(text.orders) > 1:
+                yield "it drops tags after it has drawn the order, so that all may be gone of one that has only tags"
+        if self._lines and "caption" in self._used:
+            if captions.all_of and "draw" in (captions.texts, captions.line_breaks):
+                yield "captions that are drawn in each of all_of"
+            if captions.dropout and not _fine([Fraction(str(captions.dropout)), 1 - Fraction(str(captions.dropout))]):
+                yield f"a caption dropout of {captions.dropout} would take more than {MOST_LINES} lines"
+        weights = [Fraction(str(weight)) for weight in text.weights]
+        if weights and not _fine([weight / sum(weights) for weight in weights]):
+            yield f"weights of {list(text.weights)} would take more than {MOST_LINES} lines"
+        if text.wildcards and not all(_flat(end) for end in (text.prefix, text.suffix)):
+            yield "wildcards inside of wildcards, or beside braces, in prefix or suffix"
+
+    @cached_property
+    def _together(self) -> bool:
+        """Whether the tags that may move stand in one place of each order."""
+        said = self.recipe.tags
+        if isinstance(said.keep, int):
+            return all(part in ("tags", "caption") or part in self.recipe.words for part in self._used)
+        free = [f"tags.{name}" for name in said.order if name not in said.keep]
+        return all(sum(part in free for part in order) <= 1 for order in self._text.orders or (self._used,))
+
+    def _places(self, still: Made) -> _Places:
+        return _Places.of(self.recipe, tag_lists(self._still, still.batch, still.draws), self._separator)
+
+    def _branches(self, still: Made) -> Iterator[tuple[pa.StringArray | None, tuple[str, ...], Sequence[Fraction]]]:
+        """Each text that a picture may have: its caption, its order, and of each row how likely it is."""
+        count, text = len(still.batch), self._text
+        orders = text.orders or ((),)
+        weights = [Fraction(str(weight)) for weight in text.weights or (1,) * len(orders)]
+        for caption, likely in self._captions(still):
+            for order, weight in zip(orders, weights, strict=True):
+                if len(orders) == 1:
+                    yield caption, order, likely
+                    continue
+                can = [_there(still, one, caption) for one in orders]
+                mine = can[orders.index(order)]
+                whole = [[w for w, there in zip(weights, row, strict=True) if there] for row in zip(*can, strict=True)]
+                shares = [_share(weight, those) for those in whole]
+                yield (
+                    caption,
+                    order,
+                    [
+                        likely[row] * (shares[row] if mine[row] else Fraction(not whole[row] and order == orders[0]))
+                        for row in range(count)
+                    ],
+                )
+
+    def _captions(self, still: Made) -> Iterator[tuple[pa.StringArray | None, Sequence[Fraction]]]:
+        """Each caption that a picture may have, and of each row how likely it is."""
+        count = len(still.batch)
+        if "caption" not in self._used:
+            yield None, [Fraction(1)] * count
+            return
+        found = candidates(self.recipe, still.batch)
+        dropped = Fraction(str(self.recipe.captions.dropout))
+        for number in range(max([len(row) for row in found], default=0)):
+            texts = pa.array([row[number][0] if number < len(row) else None for row in found], pa.string())
+            yield texts, [row[number][1] * (1 - dropped) if number < len(row) else Fraction(0) for row in found]
+        if dropped or not all(found):
+            yield pa.nulls(count, pa.string()), [dropped if row else Fraction(1) for row in found]
+
+    def _line(
+        self, still: Made, places: _Places | None, caption: pa.StringArray | None, order: tuple[str, ...], likely: Any
+    ) -> _Line:
+        """One text of each row as a line of its entry."""
+        text, batch = self._text, still.batch
+        reasons = [""] * len(batch)
+        made = Made(self._still, batch, 0, 0)
+        text = replace(text, order=order, either=(), weights=(), wildcards=False, dropout=0.0)
+        if caption is not None:
+            if self._lines:
+                said = [_escaped(one, live=self._text.wildcards) for one in caption.to_pylist()]
+                caption = pa.array([one for one, _ in said], pa.string())
+                reasons = [reason for _, reason in said]
+            made.give("caption", caption)
+        if self._lines:
+            # Of what Cutline writes itself only tags and words may hold braces.
+            for part in self._used:
+                if part != "caption" and not (places and part.startswith("tags")):
+                    made.give(part, _doubled(still.part(part)))
+            ends = (text.prefix, text.suffix)
+            prefix, suffix = (_escaped(end, live=self._text.wildcards)[0] or "" for end in ends)
+            text = replace(text, prefix=prefix, suffix=suffix)
+        if places is None:
+            return _Line(Draw(made, text).texts, reasons, likely)
+        for part in self._used:
+            if part.startswith("tags"):
+                fixed = places.fixed(part)
+                made.give(part, _doubled(fixed) if self._lines else fixed)
+        return places.line(Draw(made, text).texts, reasons, likely, escape=self._lines, parts=self._used)
+
+    def _several(self, found: list[_Line]) -> tuple[pa.StringArray, list[str]]:
+        """Entries of several lines, each as often as it is likely."""
+        entries, reasons = list[str | None](), list[str]()
+        columns = [line.texts.to_pylist() for line in found]
+        for row in range(len(columns[0])):
+            likely: Counter[str] = Counter()
+            reason = ""
+            for line, texts in zip(found, columns, strict=True):
+                if line.likely[row]:
+                    text = texts[row] or ""
+                    likely[text] += line.likely[row]
+                    reason = reason or line.reasons[row] or _misread_one(text)
+            counts = {} if set(likely) <= {""} else _counts(likely)
+            if not counts and set(likely) > {""}:
+                reason = reason or f"its texts would take more than {MOST_LINES} lines"
+                counts = dict.fromkeys(likely, 1)
+            entries.append("\n".join(text for text, count in counts.items() for _ in range(count)) or None)
+            reasons.append(reason)
+        return pa.array(entries, pa.string()), reasons
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of each row's entry."""
+
+    texts: pa.StringArray
+    reasons: list[str]
+    likely: Any
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The tags of some pictures: those that stay where they are, and those that the trainer moves."""
+
+    every: TagLists
+    free: np.ndarray[Any, np.dtype[np.bool_]]
+    separator: str
+
+    @classmethod
+    def of(cls, recipe: Recipe, every: TagLists, separator: str) -> _Places:
+        return cls(every, ~kept(recipe, every), separator)
+
+    def fixed(self, part: str) -> pa.StringArray:
+        """A part's tags in one text, with one gap in the place of all that move."""
+        mine = self._of(part)
+        first = np.zeros(len(self.free), bool)
+        moving = np.flatnonzero(mine & self.free)
+        first[moving[np.unique(self.every.rows[moving], return_index=True)[1]]] = True
+        shown = np.flatnonzero(mine & (first | ~self.free))
+        lists = self.every.only(shown)
+        names = pa.concat_arrays([self.every.names, pa.array([_GAP])])
+        codes = np.where(first[shown], len(names) - 1, lists.codes)
+        return replace(lists, names=names, codes=codes).joined(_JOINT)
+
+    def line(
+        self, texts: pa.StringArray, reasons: list[str], likely: Any, *, escape: bool, parts: Sequence[str]
+    ) -> _Line:
+        """Texts with gaps as lines in which the trainer moves the tags that stand in the gap."""
+        mine = np.zeros(len(self.free), bool)
+        for part in parts:
+            if part.startswith("tags"):
+                mine |= self._of(part) & self.free
+        flexible = self.every.only(np.flatnonzero(mine)).lists().to_pylist()
+        lines, why = list[str | None](), list[str]()
+        between = ", " if self.separator == "," else f" {self.separator} "
+        for row, (text, tags, reason) in enumerate(zip(texts.to_pylist(), flexible, reasons, strict=True)):
+            if text is None:
+                lines.append(None)
+                why.append("")
+                continue
+            head, gap, tail = text.partition(_GAP)
+            if gap and ((head and not head.endswith(_JOINT)) or (tail and not tail.startswith(_JOINT))):
+                reason = reason or f"its tags do not stand between {_JOINT!r}"
+            head, tail = (head.removesuffix(_JOINT), tail.removeprefix(_JOINT)) if gap else (text, "")
+            moved = tags if gap else []
+            if row in self.mixed:
+                reason = reason or "tags that are kept stand among those that move"
+            pieces = [head, tail, *moved]
+            if any(KEEP in piece for piece in pieces):
+                reason = reason or f"it holds {KEEP}"
+            if not all(_tidy(piece, self.separator) for piece in (head, tail)):
+                reason = reason or "the trainer would change its commas or spaces"
+            if any(self.separator in tag or tag.strip() != tag for tag in moved):
+                reason = reason or f"a tag of it holds {self.separator!r}"
+            middle = between.join(moved)
+            middle = middle.replace("{", "{{").replace("}", "}}") if escape else middle
+            lines.append(f"{head} {KEEP} {middle}".strip() + (f" {KEEP} {tail}" if tail else ""))
+            why.append(reason)
+        return _Line(pa.array(lines, pa.string()), why, likely)
+
+    @cached_property
+    def mixed(self) -> frozenset[int]:
+        """The rows in which tags that are kept stand among those that move."""
+        moving = np.flatnonzero(self.free)
+        rows, first, counts = np.unique(self.every.rows[moving], return_index=True, return_counts=True)
+        return frozenset(rows[moving[first + counts - 1] - moving[first] >= counts].tolist())
+
+    def _of(self, part: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        category = part.partition(".")[2]
+        return self.every.of(category) if category else np.ones(len(self.free), bool)
+
+
+def _there(still: Made, order: tuple[str, ...], caption: pa.StringArray | None) -> list[bool]:
+    """In which rows an order has something to say."""
+    columns = [caption if part == "caption" else still.part(part) for part in order]
+    found: list[bool] = pc.is_valid(join([column for column in columns if column is not None], "")).to_pylist()
+    return found
+
+
+def _share(weight: Fraction, among: Sequence[Fraction]) -> Fraction:
+    """How often one of some is drawn, by weight; where none has any, all as often."""
+    return weight / sum(among) if sum(among) else Fraction(1, max(len(among), 1))
+
+
+def _counts(likely: Counter[str]) -> dict[str, int]:
+    """How often each line stands in an entry; none where that would be too many lines."""
+    whole = sum(likely.values())
+    shares = {text: Fraction(share) / whole for text, share in likely.items()}
+    least = math.lcm(*(share.denominator for share in shares.values())) if shares else 1
+    if least > MOST_LINES:
+        return {}
+    return {text: int(share * least) for text, share in shares.items()}
+
+
+def _fine(shares: Sequence[Fraction]) -> bool:
+    return math.lcm(*(share.denominator for share in shares)) <= MOST_LINES
+
+
+def _tidy(piece: str, separator: str) -> bool:
+    """Whether the trainer, which splits, strips and joins it again, leaves a piece as it is."""
+    return _JOINT.join(one.strip() for one in piece.split(separator) if one.strip()) == piece
+
+
+def _misread(texts: pa.StringArray) -> list[str]:
+    if not pc.any(pc.match_substring(texts, "\n")).as_py():
+        return [""] * len(texts)
+    return ["" if text is None else _misread_one(text) for text in texts.to_pylist()]
+
+
+def _misread_one(text: str) -> str:
+    return "it has several lines, of which the trainer reads one" if "\n" in text else ""
+
+
+def _first(one: str, other: str) -> str:
+    return one or other
+
+
+def _doubled(texts: pa.StringArray) -> pa.StringArray:
+    return pc.replace_substring(pc.replace_substring(texts, "{", "{{"), "}", "}}")
+
+
+def _flat(text: str) -> bool:
+    return not _escaped(text, live=True)[1]
+
+
+def _escaped(text: str | None, *, live: bool) -> tuple[str | None, str]:
+    """A text as the trainer's wildcards need it, and why that cannot be, or an empty text."""
+    if text is None:
+        return None, ""
+    if "⦅" in text or "⦆" in text:
+        return text, "it holds ⦅ or ⦆, which the trainer uses itself"
+    if "{" not in text and "}" not in text:
+        return text, ""
+    if not live:
+        return text.replace("{", "{{").replace("}", "}}"), ""
+    pieces, plain = wildcards.flat(text)
+    return (
+        pieces,
+        "" if plain else "its wildcards hold wildcards or braces, or stand beside some, or may leave nothing",
+    )
