@@ -115,7 +115,7 @@ def _lint(path: Path, given: dict[str, str], as_json: bool) -> list[str]:
 
 def _print_lint(found: Lint, path: Path) -> None:
     console = _console()
-    console.print(f"{path}: {found.pictures:,} pictures that a trainer would load")
+    console.print(f"{path}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
     for lost, title in ((True, "lost, wrong, or a stop"), (False, "worth knowing")):
         for finding in (mine := [finding for finding in found.findings if finding.lost == lost]):
             if finding is mine[0]:

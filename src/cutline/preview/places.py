@@ -71,10 +71,12 @@ def _together(text: bytes, caption: bytes, joined: bytes) -> int:
     if text.endswith(joined) and (not caption or text.find(caption, 0, len(text) - len(joined)) >= 0):
         return len(text) - len(joined)
     at = text.find(caption) if caption else -1
-    if at < 0:
-        return text.find(joined)
-    found = text.find(joined, 0, at)
-    return found if found >= 0 else text.find(joined, at + len(caption))
+    while at >= 0:  # a tag may say what the caption says
+        before, after = text.find(joined, 0, at), text.find(joined, at + len(caption))
+        if max(before, after) >= 0:
+            return before if before >= 0 else after
+        at = text.find(caption, at + 1)
+    return text.find(joined)
 
 
 def _one_by_one(text: bytes, caption: bytes, tags: list[bytes]) -> Iterator[int]:
@@ -82,9 +84,10 @@ def _one_by_one(text: bytes, caption: bytes, tags: list[bytes]) -> Iterator[int]
     skipped = text.find(caption) if caption else -1
     begin = 0
     for tag in tags:
-        at = text.find(tag, begin)
+        first = at = text.find(tag, begin)
         while at >= 0 and not _apart(text, at, at + len(tag), skipped, skipped + len(caption)):
             at = text.find(tag, at + 1)
+        at = first if at < 0 else at
         yield at
         begin = at + len(tag) if at >= 0 else begin
 

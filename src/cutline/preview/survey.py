@@ -130,7 +130,7 @@ class Survey:
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
         if (lines := self.leftovers["line break"].count) and self.trainer.startswith("kohya-"):
             found.append(
-                f"{lines:,} texts have line breaks, and without wildcards kohya's trainers read one line alone"
+                f"{lines:,} of {self.texts:,} texts have line breaks: without wildcards kohya's trainers read one line"
             )
         causes = {cause: one.count for cause, one in self.empty.items() if one.count and cause != "dropped"}
         if causes:
