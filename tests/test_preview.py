@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter as Tally
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cutline.compose.buckets import Buckets
 from cutline.compose.recipe import Recipe, RecipeError
-from cutline.compose.tokens import find_trainer
+from cutline.compose.tokens import Trainer, find_trainer
 from cutline.dataset import Dataset
 from cutline.options import CutlineError
 from cutline.preview import places
@@ -31,6 +32,7 @@ from test_stats import dataset
 
 CLIP = find_trainer("kohya-sd1").encoders[0]
 WORD = "cat"  # one token, as are `,` and each of the words in TAGS
+SMALL = replace(CLIP, limit=12, pad=None)
 TAGS = ["hat", "cat", "dog", "red", "tree"]
 
 
@@ -348,8 +350,6 @@ def test_words_add_up_to_texts(texts: list[str]) -> None:
 @settings(max_examples=200, deadline=None)
 def test_where_the_limit_falls(texts: list[str], data: st.DataObject, limit: int) -> None:
     """What is kept is what the encoder itself says of each text, wherever one looks."""
-    from dataclasses import replace
-
     small = replace(CLIP, limit=limit, pad=None)
     row = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=20))
     ends = [data.draw(st.integers(1, len(texts[number]))) for number in row]
@@ -419,8 +419,8 @@ TABLES = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(st.tuples(ROW, CAPTION), min_size=1, max_size=8), TABLES, st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(ROW, CAPTION), min_size=1, max_size=16), TABLES, st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
 def test_against_plain_python(given_: list[tuple[list[str] | None, str | None]], tables: Any, epochs: int) -> None:
     given_ = [*given_, (["zed"], "zed")]  # without any row there is no layer
     with tempfile.TemporaryDirectory() as folder:
@@ -434,10 +434,11 @@ def test_against_plain_python(given_: list[tuple[list[str] | None, str | None]],
             captions=[{"key": key, "texts": [said]} for key, (_, said) in zip(keys, given_, strict=True) if said],
         )
         words = recipe(**tables)
-        found = survey(made, words, find_trainer("kohya-sd1"), epochs=epochs)
+        found = survey(made, words, Trainer("small", (SMALL,)), epochs=epochs)
         expected = plainly(made, words, epochs)
     assert pairs(found.encoders[0].tokens) == expected["tokens"]
     assert {row[0]: row[1] for row in rows(found.exposure.tags)} == expected["texts"]
+    assert {row[0]: row[2] for row in rows(found.exposure.tags) if row[2]} == expected["kept"]
     assert found.said.twice.count == expected["twice"]
     assert found.said.twice_alike.count == expected["twice_alike"]
     assert pairs(found.distinct) == expected["distinct"]
@@ -449,7 +450,7 @@ def test_against_plain_python(given_: list[tuple[list[str] | None, str | None]],
 
 def plainly(made: Dataset, words: Recipe, epochs: int) -> dict[str, Any]:
     """The same, a picture and a text at a time."""
-    tokens, texts, twice, twice_alike, empty = Tally[int](), Tally[str](), 0, 0, 0
+    tokens, texts, kept, twice, twice_alike, empty = Tally[int](), Tally[str](), Tally[str](), 0, 0, 0
     by_picture: dict[str, set[str]] = {}
     first: Tally[str] = Tally()
     where: dict[str, set[int]] = {}
@@ -470,6 +471,9 @@ def plainly(made: Dataset, words: Recipe, epochs: int) -> dict[str, Any]:
                 text, tags = draw.texts[row].as_py() or "", draw.tags[row].as_py()
                 tokens[int(CLIP.counts([text])[0])] += 1
                 texts.update(set(tags))
+                one = draw.texts.slice(row, 1), draw.caption.slice(row, 1), draw.tags.slice(row, 1)
+                end = dict(zip(tags[::-1], places.locate(*one, ", ")[1].tolist()[::-1], strict=True))  # of its first
+                kept.update(tag for tag in end if end[tag] <= len(SMALL.read(text).kept.encode()))
                 twice += len(set(tags)) < len(tags)
                 twice_alike += len(set(map(normal, tags))) < len(tags)
                 empty += not text.strip()
@@ -483,6 +487,7 @@ def plainly(made: Dataset, words: Recipe, epochs: int) -> dict[str, Any]:
     return {
         "tokens": dict(tokens),
         "texts": dict(texts),
+        "kept": dict(kept),
         "twice": twice,
         "twice_alike": twice_alike,
         "empty": empty,
