@@ -29,7 +29,7 @@ class TrainingRun:
     cache_latents: bool = option(False, "it will have --cache_latents")
     workers: int = option(1, "its --max_data_loader_n_workers")
     max_token_length: int | None = option(None, "its --max_token_length")
-    resolution: tuple[int, int] | None = option(None, "its --resolution: width,height in pixels")
+    resolution: tuple[int, int] = option((0, 0), "its --resolution: width,height in pixels; 0,0 for none")
 
 
 def run(
@@ -105,7 +105,9 @@ def _lint(path: Path, given: dict[str, str], as_json: bool) -> list[str]:
     from cutline import options as settings
     from cutline.preview.lint import lint
 
-    found = lint(path, **dataclasses.asdict(settings.fill(TrainingRun, given)))
+    run = settings.fill(TrainingRun, given, name="a training run")
+    said = {**dataclasses.asdict(run), "resolution": run.resolution if any(run.resolution) else None}
+    found = lint(path, **said)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -207,7 +209,7 @@ def _print_policies(console: Console, found: Survey) -> None:
 
 
 def _or_none(share: float, seen: float) -> str:
-    return f"{100 * share:.0f} %" if seen else "-"
+    return f"{int(100 * share)} %" if seen else "-"  # 100 % is all of it
 
 
 def _print_exposure(console: Console, found: Survey, top: int) -> None:
@@ -270,7 +272,12 @@ def _examples(found: Found) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+    share = 100 * part / whole if whole else 0.0
+    if part and share < 0.1:
+        return "<0.1 %"
+    if part < whole and share > 99.9:
+        return ">99.9 %"
+    return f"{share:.1f} %" if whole else "-"
 
 
 def _console() -> Console:
