@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from cutline.cli.main import app
@@ -62,9 +63,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Cutline:
     seen = set[str]()
     while todo:
         requirement = Requirement(todo.pop())
-        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        name = canonicalize_name(requirement.name)  # one package has several spellings
+        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
-        seen.add(requirement.name)
+        seen.add(name)
         found = distribution(requirement.name)
         todo += found.requires or []
         for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:

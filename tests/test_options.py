@@ -563,6 +563,62 @@ def _(w: World) -> bool:
     return bool(json.loads(added(w, "stats", w.photos, "--json"))["captions/sidecar"]["words"]["median"] == 3)
 
 
+def shown(world: World, *words: str | Path, code: int = 0) -> str:
+    return added(world, "show", world.photos, "a.png", *words, code=code)
+
+
+@seen("show dataset")
+def _(w: World) -> bool:
+    return "texts: cat 0, dog" in shown(w)
+
+
+@seen("show key")
+def _(w: World) -> bool:
+    return "texts: cat 3, dog" in added(w, "show", w.photos, "trip/d.png")
+
+
+@seen("show recipe")
+def _(w: World) -> bool:
+    two_layers(w)
+    return "epochs 0 to 2\n  a picture called a.png" in shown(w, "--recipe", recipe(w))
+
+
+@seen("show output")
+def _(w: World) -> bool:
+    path = recipe(w)
+    path.write_text('[captions]\nfirst_of = ["captions/sidecar"]\n[outputs.short]\nprefix = "short"\n')
+    return "  short, cat 0, dog" in shown(w, "--recipe", path, "--output", "short")
+
+
+@seen("show trainer")
+def _(w: World) -> bool:
+    return "kohya-sdxl: clip-l and clip-g: 4 tokens, of 75" in shown(w, "--trainer", "kohya-sdxl")
+
+
+@seen("show options")
+def _(w: World) -> bool:
+    return "4 tokens, of 225 in 3 chunks" in shown(w, "--trainer", "kohya-sdxl", "-o", "max_token_length=225")
+
+
+@seen("show epochs")
+def _(w: World) -> bool:
+    return "epochs 0 to 6" in shown(w, "--epochs", "7")
+
+
+@seen("show seed")
+def _(w: World) -> bool:
+    path = recipe(w)
+    path.write_text(
+        '[captions]\nfirst_of = ["captions/sidecar"]\n[text]\nprefix = "{1|2|3|4|5|6|7|8|9}"\nwildcards = true\n'
+    )
+    return len({shown(w, "--recipe", path, "--seed", str(seed)) for seed in range(3)}) > 1
+
+
+@seen("show as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(shown(w, "--json"))["texts"][0]["text"] == "cat 0, dog")
+
+
 @seen("annotate dataset")
 def _(w: World) -> bool:
     return echoed(w) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from cutline.compose import clip, tokens
-from cutline.compose.tokens import Encoder, TrainerError, chunk_rows, find_trainer, weighted
+from cutline.compose.kohya import TrainerError
+from cutline.compose.tokens import Encoder, chunk_rows, find_trainer, weighted
 from cutline.compose.weights import weighted_pieces
 from cutline.options import CutlineError, OptionError
 
@@ -297,8 +299,10 @@ LIMITS = [
     ("kohya-lumina2", {}, {"gemma-2-2b": 255}),
     ("kohya-hunyuan-image", {}, {"qwen2.5-vl": 1024, "byt5": 127}),
     ("kohya-anima", {"t5_max_token_length": 100}, {"qwen3-0.6b": 512, "t5": 99}),
+    ("kohya-anima", {"qwen3_max_token_length": 100}, {"qwen3-0.6b": 100, "t5": 511}),
     ("diffusers-sd1", {}, {"clip-l": 75}),
     ("diffusers-sdxl", {}, {"clip-l": 75, "clip-g": 75}),
+    ("diffusers-sd3", {}, {"clip-l": 75, "clip-g": 75, "t5-xxl": 76}),
     ("diffusers-flux", {"max_sequence_length": 256}, {"clip-l": 75, "t5-xxl": 255}),
 ]
 
@@ -331,13 +335,31 @@ def test_every_trainer_is_in_the_table_of_limits() -> None:
         ("kohya-sdxl", "max_token_length=many", "does not fit"),
         ("kohya-sd3", "t5xxl_max_token_length=1", "leaves no room"),
         ("kohya-sdxl", "clip=no/where", "clip=no/where: .*hf download no/where tokenizer.json"),
-        ("kohya", "clip=no/where", "no trainer is called 'kohya'; there are: .*kohya-sdxl"),
+        ("kohya", "clip=no/where", "no trainer is called 'kohya'. There are: .*kohya-sdxl"),
     ],
 )
 def test_a_setting_has_an_effect_or_is_refused(name: str, setting: str, said: str) -> None:
     key, _, value = setting.partition("=")
     with pytest.raises(OptionError, match=said):
         find_trainer(name, **{key: value})
+
+
+def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    row = '[[encoders]]\nname = "mine"\ntokenizer = "clip"\nlength = 12\nspecials = 2\n'
+    path.write_text(row, "utf-8")
+    assert [(one.name, one.limit) for one in find_trainer(str(path)).encoders] == [("mine", 10)]
+    for text, said in (
+        (row.replace("length = 12", "size = 12"), "an encoder has no option 'size'"),
+        (row.replace('"clip"', '"other"'), "no tokenizer 'other'; there are: clip, t5xxl, t5, gemma2, qwen, bytes"),
+        (row + 'option = "other"', "no option 'other'"),
+        ("name = 1\n" + row, r"a list of \[\[encoders\]\]"),
+        ("encoders = 1", r"a list of \[\[encoders\]\]"),
+        ("", r"a list of \[\[encoders\]\]"),
+    ):
+        path.write_text(text, "utf-8")
+        with pytest.raises(OptionError, match=f"mine.toml: .*{said}"):
+            find_trainer(str(path))
 
 
 # Other tokenizers, out of files.
@@ -424,6 +446,15 @@ def test_without_open_clip_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch,
     finally:
         clip.packaged.cache_clear()
     assert "pip install --no-deps open_clip_torch; or name its file: -o clip=PATH" in one.problem
+
+
+def test_counting_needs_no_torch() -> None:
+    code = (
+        "import sys; from cutline.compose.tokens import find_trainer as find; find('kohya-sdxl').encoders[0].read('a')"
+    )
+    code += "; print({'torch', 'transformers', 'open_clip', 'huggingface_hub'}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"
 
 
 def test_the_two_encoders_of_sdxl_count_alike() -> None:

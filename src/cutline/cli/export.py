@@ -18,6 +18,8 @@ def run(
         str, typer.Option(metavar="RECIPE", help="A TOML file, or the name of one in .cutline/recipes.")
     ] = "",
     options: Options = None,
+    seed: Annotated[int, typer.Option(help="What the recipe leaves to chance is drawn from it,")] = 0,
+    epoch: Annotated[int, typer.Option(help="and from this, and from each picture's key.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; show what would change.")] = False,
 ) -> None:
     """Write what a trainer reads. Without a recipe: a person's caption, else the only other layer's; the only tags."""
@@ -29,7 +31,7 @@ def run(
 
     made = settings.fill(registry.load("exports", format), settings.parse(options or []))
     opened = Dataset(dataset)
-    manifest = export(opened, made, out, recipe=find_recipe(opened, recipe), dry_run=dry_run)
+    manifest = export(opened, made, out, recipe=find_recipe(opened, recipe), seed=seed, epoch=epoch, dry_run=dry_run)
     for line in manifest.diff:
         print(line)
     for note in manifest.notes:

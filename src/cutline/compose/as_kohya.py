@@ -78,12 +78,12 @@ class AsKohya:
         """
         if self.cannot:
             texts = Draw(made, replace(self._text, dropout=0.0)).texts
-            return texts, _misread(texts)
+            return texts, misread(texts)
         still = Made(self._still, made.batch, 0, 0)
         tags = self._places(still) if self._moving else None
         found = [self._line(still, tags, *branch) for branch in self._branches(still)]
         if len(found) == 1 and not self._lines:
-            return found[0].texts, [*map(_first, found[0].reasons, _misread(found[0].texts))]
+            return found[0].texts, [*map(_first, found[0].reasons, misread(found[0].texts))]
         return self._several(found)
 
     @cached_property
@@ -361,7 +361,8 @@ def _tidy(piece: str, separator: str) -> bool:
     return _JOINT.join(one.strip() for one in piece.split(separator) if one.strip()) == piece
 
 
-def _misread(texts: pa.StringArray) -> list[str]:
+def misread(texts: pa.StringArray) -> list[str]:
+    """For each text, that a trainer is given as it stands, why it would misread it; an empty one where it does not."""
     if not pc.any(pc.match_substring(texts, "\n")).as_py():
         return [""] * len(texts)
     return ["" if text is None else _misread_one(text) for text in texts.to_pylist()]

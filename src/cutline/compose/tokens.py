@@ -2,15 +2,16 @@
 
 A trainer is data, `presets/trainers/*.toml`: which encoders read the text, how many ids each takes, what is put before
 the text. `find_trainer("kohya-sdxl", max_token_length=225)` gives its encoders; each counts the tokens of many texts
-(`counts`) or shows those of one (`read`). The numbers are those of sd-scripts 0.10.1 (library/strategy_*.py) and of the
-example scripts of diffusers, read in their sources; the rows of CLIP were compared with those that sd-scripts made.
+(`counts`) or shows those of one (`read`). The numbers are those of sd-scripts 0.10.1 (library/strategy_*.py) and of
+diffusers' scripts (examples/text_to_image, examples/dreambooth); CLIP's rows are compared with those sd-scripts made.
 
 Tokens are counted with the real tokenizer: CLIP's out of the package open_clip_torch, the others out of a file, or out
 of what `hf download` left on this machine. Nothing is ever fetched, and where a tokenizer is not at hand nothing is
 guessed: `Encoder.problem` says what to type.
 
-CLIP's words are cut as transformers' `CLIPTokenizer` cuts them today. Before its version 5 that class could put a text
-through the package ftfy first, which turns curly quotes into straight ones and wide letters into plain ones.
+CLIP's words are cut as the `CLIPTokenizer` of transformers 5 cuts them. That of transformers 4 puts a text through the
+package ftfy first, where that is installed: curly quotes become straight and wide letters plain, so that such a text
+may have some tokens fewer there.
 """
 
 from __future__ import annotations
@@ -19,18 +20,16 @@ import dataclasses
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cutline import options
-from cutline.compose.weights import TrainerError as TrainerError
+from cutline import options, toml_files
+from cutline.compose.kohya import TrainerError
 from cutline.compose.weights import weighted as weighted
 from cutline.compose.weights import weighted_pieces
 from cutline.options import CutlineError, OptionError, option
@@ -45,6 +44,7 @@ CHUNK = 75
 START, END = 49406, 49407
 """CLIP's ids of `<|startoftext|>` and `<|endoftext|>`."""
 
+_TOKENIZERS = ("clip", "t5xxl", "t5", "gemma2", "qwen")  # and the settings that name their files
 _BATCH = 4096  # texts that are tokenised at a time, so that memory does not grow with their number
 _QUOTES = re.compile(r'"(.*?)"|‘(.*?)’|“(.*?)”')
 
@@ -211,7 +211,11 @@ class Encoder:
     def counts_as(self, other: Encoder) -> bool:
         """Whether both count every text alike, so that one count serves both: the two encoders of SDXL."""
         mine, theirs = ((one.coder, one.before, one.weighted, one.quoted) for one in (self, other))
-        return mine == theirs
+        return self.coder is not None and mine == theirs
+
+    def keeps_as(self, other: Encoder) -> bool:
+        """Whether both keep the same of every text."""
+        return self.counts_as(other) and (self.limit, self.chunk) == (other.limit, other.chunk)
 
     def read(self, text: str) -> Reading:
         """What it reads of this text.
@@ -333,6 +337,13 @@ class _Row:
     pooled: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        known = Settings.__dataclass_fields__
+        if self.tokenizer not in {*_TOKENIZERS, "bytes"}:
+            raise OptionError(f"there is no tokenizer '{self.tokenizer}'; there are: {', '.join(_TOKENIZERS)}, bytes")
+        if self.option and self.option not in known:
+            raise OptionError(f"there is no option '{self.option}'; there are: {', '.join(known)}")
+
     @property
     def takes(self) -> list[str]:
         """The settings that it can be given."""
@@ -346,23 +357,20 @@ class _Row:
 
 def trainers() -> list[str]:
     """The names of all trainers, sorted."""
-    return sorted(path.name.removesuffix(".toml") for path in (files("cutline") / "presets" / "trainers").iterdir())
+    return toml_files.presets("trainers")
 
 
 def find_trainer(name: str, **settings: Any) -> Trainer:
     """A trainer by name, with its encoders as these settings make them. Tokenizers are loaded here.
 
     Args:
-        name: one of `trainers()`.
+        name: one of `trainers()`, or a TOML file of one's own like those.
         settings: fields of `Settings`, as values or as text; a trainer takes those only that change something in it.
 
     Raises:
         OptionError: an unknown trainer; a setting that it does not take, or that does not fit.
     """
-    if name not in trainers():
-        raise OptionError(f"no trainer is called '{name}'; there are: {', '.join(trainers())}")
-    text = (files("cutline") / "presets" / "trainers" / f"{name}.toml").read_text("utf-8")
-    rows = [options.fill(_Row, row) for row in tomllib.loads(text)["encoders"]]
+    rows = _rows(name)
     known = list(dict.fromkeys(setting for row in rows for setting in row.takes))
     for setting in settings:
         if setting not in known:
@@ -371,6 +379,17 @@ def find_trainer(name: str, **settings: Any) -> Trainer:
             raise OptionError(f"trainer {name} {problem}. It has: {', '.join(known)}.")
     made = options.fill(Settings, settings)
     return Trainer(name, tuple(_encoder(row, made) for row in rows))
+
+
+def _rows(name: str) -> list[_Row]:
+    said = toml_files.find("trainers", name, "trainer")
+    found = said.get("encoders")
+    if list(said) != ["encoders"] or not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise OptionError(f"{name}: a trainer is a list of [[encoders]], and nothing else")
+    try:
+        return [options.fill(_Row, row) for row in found]
+    except OptionError as error:
+        raise OptionError(f"{name}: {str(error).replace('_row', 'an encoder')}") from None
 
 
 def _encoder(row: _Row, settings: Settings) -> Encoder:
@@ -408,9 +427,10 @@ def _coder(row: _Row, settings: Settings) -> tuple[_Coder | None, str]:
     if given:
         path = _tokenizer_file(given)
         if path is None:
+            fetch = f". Fetch it: hf download {given} tokenizer.json" if re.fullmatch(r"[\w.-]+/[\w.-]+", given) else ""
             raise OptionError(
-                f"{row.tokenizer}={given}: there is no such tokenizer.json and no folder that has one, and the cache "
-                f"of Hugging Face has none of that name. A name there: hf download {given} tokenizer.json"
+                f"{row.tokenizer}={given}: there is no such tokenizer.json, no folder that has one, and none of that "
+                f"name in the cache of Hugging Face{fetch}"
             )
         return _Words(_load(path)), ""
     if row.tokenizer == "clip":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from cutline.options import CutlineError
+from cutline.compose.kohya import TrainerError
 
 _ROUND = 1.1
 _SQUARE = 1 / 1.1
@@ -22,17 +22,6 @@ _PIECE = re.compile(
     r"|[^\\()\[\]:]+"
     r"|:"
 )
-
-
-class TrainerError(CutlineError):
-    """The trainer itself stops here. Says with what: `ValueError: could not convert string to float: '1.2.3'`."""
-
-    def __init__(self, type: str, text: str) -> None:
-        super().__init__(f"{type}: {text}")
-        self.type = type
-        """The name of its exception's type."""
-        self.text = text
-        """What its exception says."""
 
 
 def weighted(text: str) -> list[tuple[str, float]]:

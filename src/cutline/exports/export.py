@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import xxhash
 
 from cutline import options
+from cutline.compose.as_kohya import AsKohya, misread
 from cutline.compose.recipe import Recipe
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
-from cutline.exports.manifest import COLUMNS, Export, Manifest
+from cutline.exports.manifest import COLUMNS, Export, Manifest, Rows
 from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
@@ -28,8 +29,26 @@ BATCH = 16_384
 """Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
 
 
-def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_run: bool = False) -> Manifest:
+def export(
+    dataset: Dataset,
+    plugin: Export,
+    out: Path,
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    epoch: int = 0,
+    dry_run: bool = False,
+) -> Manifest:
     """Write every readable picture's text in the export's format. The manifest is kept in `.cutline/exports`.
+
+    Args:
+        dataset: whose pictures.
+        plugin: which format.
+        out: the file or folder to write.
+        recipe: what the texts are.
+        seed: what the recipe leaves to chance is drawn from it,
+        epoch: and from this.
+        dry_run: write nothing; the manifest's `diff` says what would change.
 
     Raises:
         CutlineError: for a layer that the recipe names and the dataset lacks, and what the export itself refuses.
@@ -44,12 +63,18 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     kept: list[Path] = []
     if not dry_run:
         make_folder(folder)
-        beside = [out.with_name(name) for name in getattr(plugin, "beside", ())]
+        beside = plugin.beside(out) if hasattr(plugin, "beside") else []
         kept = _keep([out / "metadata.jsonl" if out.is_dir() else out, *beside], folder)
-    wanted = getattr(plugin, "columns", COLUMNS)
+    wanted = getattr(plugin, "columns", COLUMNS[:-2])
     opens = getattr(plugin, "files", False)
-    given = rows(dataset, recipe, wanted, where="uri is not null" if opens else "")
-    manifest = plugin.write(ahead(given), out, dry_run=dry_run)
+    where = "uri is not null" if opens else ""
+    output = getattr(plugin, "output", "")
+
+    def made(number: int | None) -> Iterator[pa.RecordBatch]:
+        drawn = epoch if number is None else number
+        return ahead(rows(dataset, recipe, wanted, where=where, seed=seed, epoch=drawn, output=output))
+
+    manifest = plugin.write(Rows(recipe, dataset.root, made), out, dry_run=dry_run)
     if opens and (absent := dataset.count_without_file()):
         manifest.counts["without_file"] = absent
     manifest.notes.extend(
@@ -63,7 +88,7 @@ def export(dataset: Dataset, plugin: Export, out: Path, *, recipe: Recipe, dry_r
     if not dry_run:
         said = {key: value for key, value in asdict(manifest).items() if key != "diff"}
         said["options"] = options.settings(plugin)
-        said["recipe"] = recipe.settings()
+        said |= {"recipe": recipe.settings(), "seed": seed, "epoch": epoch}
         with whole_file(folder / f"{said['format']}-{secrets.token_hex(3)}.json", "w") as handle:
             handle.write(json.dumps(said, indent=2, ensure_ascii=False, default=str) + "\n")
     return manifest
@@ -98,9 +123,11 @@ def rows(
     where: str = "",
     seed: int = 0,
     epoch: int = 0,
+    output: str = "",
 ) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
+    told = AsKohya(recipe, output)
     read = {
         "caption": recipe.captions.first_of or recipe.captions.all_of,
         "tags": recipe.tags.layers,
@@ -109,6 +136,7 @@ def rows(
     for batch in dataset.scan(*recipe.layers, where=where, fields=(*columns, *recipe.fields), rows=BATCH):
         found = {name: batch.column(name) for name in columns if name in batch.schema.names}
         made = recipe.make(batch, seed=seed, epoch=epoch)
+        outputs: dict[str, pa.StringArray] = {}
         found["uri"] = pc.coalesce(batch.column("uri"), batch.column("key"))
         if "path" in columns:
             uri = batch.column("uri")
@@ -119,10 +147,19 @@ def rows(
         if "tags" in columns:
             found["tags"] = made.tags
         if "text" in columns:
-            found["text"] = made.draw().texts
+            found["text"] = made.draw(output).texts
+            outputs = {f"text.{name}": made.draw(name).texts for name in recipe.outputs}
+        if "entry" in columns:
+            found["entry"], reasons = told.entries(made)
+        elif "misread" in columns:
+            reasons = misread(found["text"])
+        if "misread" in columns:
+            found["misread"] = pa.array([reason or None for reason in reasons], pa.string())
         if "train_width" in columns:
             found["train_width"], found["train_height"] = made.buckets
         for name in columns:
             if not read.get(name, True):
                 found[name] = pa.nulls(len(batch))
-        yield pa.RecordBatch.from_arrays([found[name] for name in columns], names=list(columns))
+        names = [*columns, *outputs]
+        found |= outputs
+        yield pa.RecordBatch.from_arrays([found[name] for name in names], names=names)

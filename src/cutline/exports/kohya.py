@@ -1,21 +1,25 @@
-"""The metadata file that kohya's trainers load."""
+"""The metadata file that kohya's trainers load, and the dataset config to go with it."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, cast
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cutline.exports.manifest import Manifest
-from cutline.exports.writing import refuse, write_file
+from cutline.compose.as_kohya import AsKohya
+from cutline.compose.recipe import Recipe
+from cutline.exports.manifest import Manifest, Rows
+from cutline.exports.writing import refuse, shortened, write_file
 from cutline.formats import json_columns
 from cutline.options import OptionError, option
 
@@ -24,61 +28,136 @@ _SIZE = pa.list_(pa.int32(), 2)
 
 @dataclass(frozen=True)
 class Kohya:
-    """One `.json`, `.jsonl` or `.parquet` file with the caption and the tags of every picture.
+    """One `.json`, `.jsonl` or `.parquet` file with the text of every picture, as kohya's trainers load it.
 
-    The first two are for a trainer's `metadata_file`. A picture is named by its path relative to the dataset, which is
+    The first two are for a trainer's `metadata_file`; beside them stands a dataset config of the same name (`.toml`)
+    with the options under which the trainer draws the recipe's texts. Where it cannot be told a part of the recipe,
+    that is said, and the texts are those of one epoch. A picture is named by its path relative to the dataset, which is
     the trainer's `image_dir`; one that lies elsewhere by its absolute path; one that is known from metadata only by its
-    key. The recipe's text is not used: the trainer joins caption and tags itself. Where the recipe reads latents, each
-    entry has its `train_resolution`. What a picture lacks of all that is listed in `missing.json`, beside the file.
+    key. Where the recipe reads latents, each entry has its `train_resolution`. What a picture lacks of all that is
+    listed in `missing.json`, beside the file.
     """
 
     image_size: bool = option(
         True, "write each picture's size as the trainer sees it, which ignores EXIF; without, it opens every picture"
     )
-    legacy: bool = option(False, "name pictures by their bare stems, for old tools; today's trainers cannot load that")
-    caption_from_tags: bool = option(False, "let the tags stand in for a caption that is missing")
+    output: str = option("", "which of the recipe's outputs; by default its text")
+    bake_epochs: int = option(0, "write so many files, x-1.json and so on, each with the texts of that epoch")
+    apart: bool = option(False, "write caption and tags in fields of their own, which the trainer then joins itself")
+    legacy: bool = option(
+        False, "for old tools: as apart, and pictures named by their bare stems, which today's trainers cannot load"
+    )
+    caption_from_tags: bool = option(False, "with apart: let the tags stand in for a caption that is missing")
     missing: bool = option(True, "list in missing.json, beside the file, which pictures lack tags, caption or latent")
 
-    beside: ClassVar[tuple[str, ...]] = ("missing.json",)
-    columns: ClassVar[tuple[str, ...]] = (
-        *("uri", "offset", "width", "height", "orientation", "caption", "tags", "train_width", "train_height"),
-    )
+    def __post_init__(self) -> None:
+        for name in ("bake_epochs", "output"):
+            if getattr(self, name) and self._apart:
+                raise OptionError(f"kohya: apart and legacy write caption and tags; {name} is for the recipe's texts")
+        if self.caption_from_tags and not self._apart:
+            raise OptionError("kohya: caption_from_tags is for -o apart=true or -o legacy=true")
+        if self.bake_epochs < 0:
+            raise OptionError(f"kohya: bake_epochs={self.bake_epochs}: a number of epochs")
+
+    @property
+    def _apart(self) -> bool:
+        return self.apart or self.legacy
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it wants of the rows."""
+        pictures = ("uri", "offset", "width", "height", "orientation", "train_width", "train_height")
+        parts = ("caption", "tags") if self._apart or self.missing else ()
+        texts = () if self._apart else ("text", "misread") if self.bake_epochs else ("entry", "misread")
+        return (*pictures, *parts, *texts)
+
+    def beside(self, out: Path) -> list[Path]:
+        """The files that it may write beside `out`."""
+        more = [path for path, _ in self._files(out)[1:]]
+        config = [out.with_suffix(".toml")] if not self._apart and out.suffix != ".parquet" else []
+        return [*more, *config, *([out.with_name("missing.json")] if self.missing else [])]
 
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:
-        """Write the file, whole or not at all; pictures without words are left out and counted."""
+        """Write the files, each whole or not at all; pictures without words are left out and counted."""
         if out.suffix not in (".json", ".jsonl", ".parquet") or out.is_dir():
             raise OptionError(f"kohya writes one file: {out} must end with .json, .jsonl or .parquet")
         if out.name == "missing.json" and self.missing:
             raise OptionError("missing.json is where kohya lists what is missing; call the file something else")
         counts = Counter(written=0, unchanged=0, without_text=0)
-        lacking = _Lacking()
-
-        def produce(handle: IO[bytes]) -> None:
-            writer = {".json": _write_object, ".jsonl": _write_lines, ".parquet": _write_parquet}[out.suffix]
-            writer(handle, self._entries(rows, counts, lacking))
-
-        xxh128, changed, diff = write_file(out, produce, dry_run=dry_run)
-        beside: dict[str, str] = {}
+        lacking, misread = _Lacking(), _Misread()
+        hashes: dict[str, str] = {}
+        diff: list[str] = []
+        for path, epoch in self._files(out):
+            given = rows if epoch is None else cast(Rows, rows).epoch(epoch)
+            found = Counter[str]()
+            hashes[path.name], changed, differs = _written(
+                path, self._entries(given, found, lacking if epoch in (None, 1) else None, misread), dry_run
+            )
+            counts["written" if changed else "unchanged"] += found.pop("entries", 0)
+            counts |= {name: max(counts[name], count) for name, count in found.items()}
+            diff += differs
+        xxh128 = hashes.pop(self._files(out)[0][0].name)
+        notes = misread.notes()
+        if not self._apart and isinstance(rows, Rows):
+            notes = [*self._cannot(rows.recipe), *notes]
+            config = out.with_suffix(".toml")
+            if not dry_run and config in self.beside(out):
+                lines = self._config(rows, out)
+                hashes[config.name], _, _ = write_file(config, partial(_write_config, lines), dry_run=False)
+                notes.append(f"for the trainer: --dataset_config {config}")
         if self.missing and not dry_run:
-            beside["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
-        counts["written" if changed else "unchanged"] = counts.pop("entries", 0)
-        notes = []
+            hashes["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
         if archived := counts.pop("archived", 0):
             notes.append(f"{archived:,} of these pictures are inside archives, where no trainer of kohya's finds them")
-        return Manifest("kohya", out, dict(counts) | lacking.counts(), xxh128, beside, diff, notes)
+        return Manifest("kohya", out, dict(counts) | lacking.counts(), xxh128, hashes, shortened(diff), notes)
+
+    def _files(self, out: Path) -> list[tuple[Path, int | None]]:
+        """The files, and the epoch of each; none where it is the given one."""
+        if not self.bake_epochs:
+            return [(out, None)]
+        return [(out.with_name(f"{out.stem}-{n}{out.suffix}"), n) for n in range(1, self.bake_epochs + 1)]
+
+    def _cannot(self, recipe: Recipe) -> list[str]:
+        told = AsKohya(recipe, self.output)
+        if self.bake_epochs or not told.cannot:
+            return []
+        return [f"the trainer cannot be told this part of the recipe: {reason}" for reason in told.cannot] + [
+            "so these are the texts of one epoch, the same in every epoch of a run. For others: -o bake_epochs=N"
+        ]
+
+    def _config(self, rows: Rows, out: Path) -> list[bytes]:
+        """The dataset config, line by line."""
+        options = {} if self.bake_epochs else AsKohya(rows.recipe, self.output).options
+        lines = [
+            "# Written by Cutline. Resolution, batch size and the like are yours to add, here or on the command line.",
+            "[[datasets]]",
+        ]
+        if self.bake_epochs > 1:
+            lines.insert(1, f"# One epoch of the trainer goes through all {self.bake_epochs} epochs of the recipe.")
+        for path, _ in self._files(out):
+            said = {"metadata_file": os.path.abspath(path), "image_dir": str(rows.root), **options}
+            lines += ["", "[[datasets.subsets]]"]
+            lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()]
+        return [f"{line}\n".encode() for line in lines]
 
     def _entries(
-        self, rows: Iterator[pa.RecordBatch], counts: Counter[str], lacking: _Lacking
+        self, rows: Iterator[pa.RecordBatch], counts: Counter[str], lacking: _Lacking | None, misread: _Misread
     ) -> Iterator[pa.RecordBatch]:
         """name, caption, tags, image_size, train_resolution of those pictures that have words."""
+        text = "text" if self.bake_epochs else "entry"
         given: list[pa.RecordBatch] = []
         renamed = False
         for batch in rows:
-            caption, tags = batch.column("caption"), batch.column("tags")
             uri = batch.column("uri")
             name = _stems(uri) if self.legacy else uri
-            lacking.add(name, tags=tags, caption=caption, latent=batch.column("train_width"))
-            caption, tags = caption.cast(pa.string()), tags.cast(pa.string())
+            if lacking is not None and self.missing:
+                parts = {part: batch.column(part) for part in ("tags", "caption")}
+                lacking.add(name, **parts, latent=batch.column("train_width"))
+            if self._apart:
+                caption, tags = (batch.column(part).cast(pa.string()) for part in ("caption", "tags"))
+            else:
+                caption, tags = batch.column(text), pa.nulls(len(batch), pa.string())
+                misread.add(name, batch.column("misread"))
             if self.caption_from_tags:
                 caption = pc.coalesce(caption, tags)
             turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
@@ -176,6 +255,38 @@ def _refuse_shared(given: pa.Table) -> None:
         "with legacy=true these pictures would share a name",
         "Leave legacy=true out.",
     )
+
+
+def _written(path: Path, entries: Iterator[pa.RecordBatch], dry_run: bool) -> tuple[str, bool, list[str]]:
+    writer = {".json": _write_object, ".jsonl": _write_lines, ".parquet": _write_parquet}[path.suffix]
+    return write_file(path, lambda handle: writer(handle, entries), dry_run=dry_run)
+
+
+def _write_config(lines: list[bytes], handle: IO[bytes]) -> None:
+    handle.write(b"".join(lines))
+
+
+class _Misread:
+    """Which texts the trainer would misread, by reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._example: dict[str, str] = {}
+
+    def add(self, names: pa.StringArray, reasons: pa.StringArray) -> None:
+        """Count the pictures of a batch that have a reason."""
+        if reasons.null_count < len(reasons):
+            for name, reason in zip(names.to_pylist(), reasons.to_pylist(), strict=True):
+                if reason:
+                    self._counts[reason] += 1
+                    self._example.setdefault(reason, name)
+
+    def notes(self) -> list[str]:
+        """A line for each reason, the commonest first."""
+        return [
+            f"the trainer would misread {count:,} texts: {reason} ({self._example[reason]}{' …' if count > 1 else ''})"
+            for reason, count in self._counts.most_common()
+        ]
 
 
 class _Lacking:

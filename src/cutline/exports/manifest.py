@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
+from cutline.compose.recipe import Recipe
+
 PICTURE = ("width", "height", "orientation", "offset", "size", "mtime_ns", "content")
 """Columns of the pictures layer that exports are given."""
 
-COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text", "train_width", "train_height")
-"""What the rows of an export may hold.
+COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text", "train_width", "train_height", "entry", "misread")
+"""What the rows of an export may hold: all but the last two, unless it names those that it wants.
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; of one that is known from
 metadata only it is the key, and `path` is null. `path` is that file on this machine, or leads into an archive where
 there is an `offset`. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing; `train_width`
 and `train_height` the trainer's bucket in pixels. Where the recipe reads no layer of theirs, `caption`, `tags` and
-`train_width` are of Arrow's type null.
+`train_width` are of Arrow's type null. Beside `text` stand the recipe's other outputs, as `text.NAME`. `entry` is the
+caption of a metadata entry from which kohya's trainers draw the recipe's texts, and `misread` why they would not, null
+where they do.
 """
+
+
+class Rows(Iterator[pa.RecordBatch]):
+    """The rows of an export, sorted by key, with the recipe that made their texts."""
+
+    def __init__(self, recipe: Recipe, root: Path, made: Callable[[int | None], Iterator[pa.RecordBatch]]) -> None:
+        self.recipe, self.root = recipe, root
+        self._made, self._first = made, made(None)
+
+    def __next__(self) -> pa.RecordBatch:
+        return next(self._first)
+
+    def epoch(self, number: int) -> Iterator[pa.RecordBatch]:
+        """The rows once more, with their texts in another epoch."""
+        return self._made(number)
 
 
 @dataclass(frozen=True)
@@ -44,9 +63,9 @@ class Manifest:
 class Export(Protocol):
     """A plug-in that writes other people's formats: a frozen dataclass with one verb.
 
-    It may have class variables: `columns`, those of `COLUMNS` that it wants, which saves the work of making others;
-    `files`, true where it can do nothing with pictures that only metadata tells of; `beside`, names of files that it
-    may write beside `out` (what stood there is kept).
+    It may have `columns`, those of `COLUMNS` that it wants, which saves the work of making others; `files`, true where
+    it can do nothing with pictures that only metadata tells of; `beside(out)`, files that it may write beside `out`
+    (what stood there is kept). What `export` gives as rows is a `Rows`, for those who want more than one epoch.
     """
 
     def write(self, rows: Iterator[pa.RecordBatch], out: Path, *, dry_run: bool = False) -> Manifest:

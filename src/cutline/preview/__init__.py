@@ -1,1 +1,1 @@
-"""What a trainer will see, told before the money is spent."""
+"""What training will see, before it is paid for: of one picture, of a dataset, of a trainer's own files."""
