@@ -134,6 +134,13 @@ def kohya_file(world: World) -> Path:
     return path
 
 
+def dataset_config(world: World, image_dir: str = "") -> Path:
+    path = world.folder / "config.toml"
+    said = {"image_dir": image_dir or str(world.photos / "trip"), "caption_extension": ".txt"}
+    path.write_text("[[datasets]]\n[[datasets.subsets]]\n" + "\n".join(f"{k} = {v!r}" for k, v in said.items()))
+    return path
+
+
 def tagged(world: World, **given: Any) -> bytes:
     """An export with a picture that has tags and no caption."""
     for path in world.photos.rglob("*.txt"):
@@ -231,6 +238,14 @@ PLUGINS: dict[str, Seen] = {
     "sources kohya latents": lambda w: (
         (w.photos / "a.npz").write_bytes(b"x") > 0
         and len(words(w.add("kohya", path=kohya_file(w), latents=w.photos), "latents/kohya")) == 1
+    ),
+    "sources kohya_toml path": lambda w: len(words(w.add("kohya_toml", path=dataset_config(w)), "captions/kohya")) == 2,
+    "sources kohya_toml relative_to": lambda w: (
+        refused(lambda: w.add("kohya_toml", path=dataset_config(w, "trip")))
+        and w.add("kohya_toml", path=dataset_config(w, "trip"), relative_to=w.photos).sql("from pictures").count() == 2
+    ),
+    "sources kohya_toml layer": lambda w: (
+        "captions/mine" in w.add("kohya_toml", path=dataset_config(w), layer="mine").layers()
     ),
     "sources coco path": lambda w: len(words(w.add("coco", path=coco_file(w)), "captions/coco")) == 1,
     "sources coco image_dir": lambda w: (

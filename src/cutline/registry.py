@@ -19,6 +19,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "folder": "cutline.sources.folder:Folder",
         "imagefolder": "cutline.sources.imagefolder:ImageFolder",
         "kohya": "cutline.sources.kohya:Kohya",
+        "kohya_toml": "cutline.sources.kohya_toml:KohyaToml",
         "webdataset": "cutline.sources.webdataset:WebDataset",
     },
     "annotators": {

@@ -55,7 +55,8 @@ class Source(Protocol):
     Where it has a `covers: Path`, it lists every picture below that folder: what is gone from there has vanished, and
     a listed picture without words has lost those it had from this source. Where it has a `rule: KeyRule`, that is the
     key rule of a dataset that it is the first to fill, unless the user gives another. Where its `archived: bool` is
-    true, what it lists is the pictures in the archives there, and not the files beside them.
+    true, what it lists is the pictures in the archives there, and not the files beside them. Its `recipes`, name ->
+    TOML text, are asked for at the end and kept with the dataset's.
     """
 
     def read(self) -> Iterator[Found]:

@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -32,7 +32,7 @@ from cutline import archives, pictures, schemas
 from cutline.dataset.ahead import ahead
 from cutline.dataset.cuts import PICTURES_PER_CUT, bounds_sql, read_cuts, refine, write_cut
 from cutline.dataset.query import started
-from cutline.files import storage_error
+from cutline.files import storage_error, whole_file
 from cutline.layer import (
     ROW_GROUP,
     Layer,
@@ -139,7 +139,28 @@ def add(
         notes = _read(source, folder)
         if not dataset.exists:  # not before: what cannot be read fixes nothing
             dataset.create(rule or suggested)
-        return _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
+        report = _Adding(dataset, source, folder, notes).run(allow_vanish, progress)
+    recipes: Mapping[str, str] = getattr(source, "recipes", {})
+    for name, text in recipes.items():
+        report.notes[f"recipe kept, for --recipe {_keep_recipe(dataset.home / 'recipes', name, text)}"] = 1
+    return report
+
+
+def _keep_recipe(folder: Path, name: str, text: str) -> str:
+    """Write a recipe, unless it is there; another of its name stays. Returns the name that it has."""
+    number, free = 1, name
+    while (there := folder / f"{free}.toml").exists():
+        if there.read_bytes() == text.encode():
+            return free
+        number += 1
+        free = f"{name}-{number}"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with whole_file(there, "w") as handle:
+        handle.write(text)
+    return free
 
 
 def _read(source: Source, folder: Path) -> Counter[str]:

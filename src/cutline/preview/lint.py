@@ -10,7 +10,6 @@ Metadata is streamed; of a folder only the names are kept.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -28,11 +27,14 @@ from cutline.options import CutlineError, OptionError
 from cutline.preview.lint_rules import Finding, Notes
 
 if TYPE_CHECKING:
-    from cutline.compose.buckets import Bucket
+    from cutline.compose.buckets import Buckets
     from cutline.compose.kohya import Subset
 
-Placed = Callable[[str, tuple[int, int], "Bucket"], None]
-"""Called with a picture, its width and height, and the bucket that it falls into."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+Placed = Callable[[str, Size, Size], None]
+"""Called with a picture, its size, and the bucket that it falls into."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def lint(
     cache_latents: bool = False,
     workers: int = 1,
     max_token_length: int | None = None,
-    resolution: tuple[int, int] | None = None,
+    resolution: Size | None = None,
     each: Placed | None = None,
 ) -> Lint:
     """Look for faults in a dataset config (TOML or JSON), or in a folder as `--train_data_dir` takes it.
@@ -141,7 +143,7 @@ class _Linting:
         cache_text: bool,
         cache_latents: bool,
         workers: int,
-        resolution: tuple[int, int] | None,
+        resolution: Size | None,
         each: Placed | None,
     ) -> None:
         self.cache_text, self.cache_latents, self.workers = cache_text, cache_latents, workers
@@ -185,7 +187,9 @@ class _Dataset:
     def __init__(self, linting: _Linting, config: Config, dataset: DatasetConfig) -> None:
         self.linting, self.notes = linting, linting.notes
         self.config, self.dataset = config, dataset
-        self.place = self._buckets()
+        self.size = dataset.resolution or linting.resolution
+        self.buckets = self._buckets()
+        self.waiting: list[tuple[str, Size]] = []
 
     def look(self) -> None:
         dataset = self.dataset
@@ -208,6 +212,7 @@ class _Dataset:
                 seen.add(named)
                 _look_at_options(subset, self.linting)
                 self._look_at(subset)
+        self.place()
 
     def _look_at(self, subset: SubsetConfig) -> None:
         if subset.kind == "metadata":
@@ -245,15 +250,14 @@ class _Dataset:
 
     # -- buckets
 
-    def _buckets(self) -> Callable[[int, int], Bucket] | None:
-        """What tells the bucket of a picture, where the resolution is known."""
-        dataset = self.dataset
-        size = dataset.resolution or self.linting.resolution
+    def _buckets(self) -> Buckets | None:
+        """Those of the dataset; None without a resolution, or where the trainers stop, or make one bucket of it."""
+        dataset, size = self.dataset, self.size
         if size is None:
             self.notes.add("no_resolution", dataset.where)
             return None
-        if not dataset.enable_bucket:  # everything is cut to one size
-            return lambda width, height: _only(size, width, height)
+        if not dataset.enable_bucket:
+            return None
         from cutline.compose.buckets import Buckets
 
         steps = max(dataset.bucket_reso_steps, 1)
@@ -263,34 +267,43 @@ class _Dataset:
             self.notes.add("bucket_bounds", dataset.where, given=shown)
             return None
         try:
-            made = Buckets(size, max(low, 1), high, dataset.bucket_reso_steps, dataset.bucket_no_upscale)
+            return Buckets(size, max(low, 1), high, dataset.bucket_reso_steps, dataset.bucket_no_upscale)
         except OptionError as error:
             self.notes.add("bucket_bounds", dataset.where, str(error), given=shown)
             return None
-        return functools.lru_cache(1 << 16)(made.choose)
 
-    def put(self, name: str, size: tuple[int, int] | None) -> None:
+    def put(self, name: str, size: Size | None) -> None:
         """Count a picture in its bucket."""
-        if self.place is None or size is None:
+        if size is None or self.size is None:
             return
-        try:
-            bucket = self.place(*size)
-        except CutlineError as error:
-            self.notes.add("no_bucket", self.dataset.where, f"{name}: {error}")
+        if self.dataset.enable_bucket and self.buckets is None:
             return
-        key = (self.dataset.where, bucket.width, bucket.height)
-        self.linting.buckets[key] = self.linting.buckets.get(key, 0) + 1
-        if self.linting.each is not None:
-            self.linting.each(name, size, bucket)
+        self.waiting.append((name, size))
+        if len(self.waiting) == _AT_ONCE:
+            self.place()
+
+    def place(self) -> None:
+        """Choose the buckets of the pictures that wait for theirs."""
+        sizes = [size for _, size in self.waiting]
+        if self.buckets is None or not sizes:
+            chosen = [self.size or (0, 0)] * len(sizes)  # without enable_bucket, all are cut to one size
+        else:
+            widths, heights = self.buckets.choose_all(*zip(*sizes, strict=True))
+            chosen = list(zip(widths.tolist(), heights.tolist(), strict=True))
+        counts = self.linting.buckets
+        for (name, size), bucket in zip(self.waiting, chosen, strict=True):
+            if 0 in bucket:
+                self.notes.add("no_bucket", self.dataset.where, f"{name} ({size[0]} x {size[1]})")
+                continue
+            key = (self.dataset.where, *bucket)
+            counts[key] = counts.get(key, 0) + 1
+            if self.linting.each is not None:
+                self.linting.each(name, size, bucket)
+        self.waiting.clear()
 
 
-def _only(resolution: tuple[int, int], width: int, height: int) -> Bucket:
-    """The one bucket of a dataset without `enable_bucket`: pictures are scaled to cover it, and cut."""
-    from cutline.compose.buckets import Bucket
-
-    scale = max(resolution[0] / width, resolution[1] / height)
-    resized = (int(width * scale + 0.5), int(height * scale + 0.5))
-    return Bucket(*resolution, resized, resolution[0] / resolution[1] - width / height)
+_AT_ONCE = 4096
+"""Pictures whose buckets are chosen together."""
 
 
 # -- options --------------------------------------------------------------------------------------------------
@@ -540,7 +553,7 @@ def _has_picture(folder: str) -> bool:
     return any(kohya_toml.is_picture(name) for _, _, names in os.walk(folder) for name in names)
 
 
-def _header(path: str) -> tuple[int, int] | None:
+def _header(path: str) -> Size | None:
     """Width and height as the trainers see them, which ignore EXIF; None where the file cannot be opened."""
     from PIL import Image
 
@@ -645,7 +658,7 @@ class _Metadata:
         if not first.strip():
             self._add("empty_first_line", name)
 
-    def _look_at_picture(self, name: str, size: tuple[int, int] | None) -> None:
+    def _look_at_picture(self, name: str, size: Size | None) -> None:
         absolute = os.path.isabs(name)
         if not absolute and self.image_dir is None:
             self._add("no_image_dir", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 
 from cutline import archives
@@ -32,6 +33,8 @@ def detect(path: Path) -> str:
         return "webdataset"
     if not path.exists():
         raise CutlineError(f"there is no {path}")
+    if path.suffix.lower() == ".toml" and _names_datasets(path):
+        return "kohya_toml"
     reason = ""
     if path.suffix.lower() == ".json" and is_coco(path):
         return "coco"
@@ -48,6 +51,15 @@ def detect(path: Path) -> str:
     if path.name.lower().endswith(FORMS) and not reason:
         reason = f" (no column map knows a table with the columns {', '.join(sorted(fields)) or 'that it has: none'})"
     raise CutlineError(f"cannot tell what {path} is{reason}. Say it: --from {' | '.join(names('sources'))}")
+
+
+def _names_datasets(path: Path) -> bool:
+    """Whether a TOML file is a dataset config of kohya's trainers."""
+    with opened(path) as handle:
+        try:
+            return "datasets" in tomllib.load(handle)
+        except ValueError:  # no TOML, or no UTF-8
+            return False
 
 
 def _first_fields(path: Path) -> set[str]:
