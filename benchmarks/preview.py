@@ -17,17 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import make_booru
 import pyarrow as pa
 import pyarrow.parquet as pq
-from metadata import CAPTIONS, cutline, run
-from pairs import finish, median_ratio, middle, say_machine, spread, take_pairs, verdict
 
+import make_booru
 from cutline.compose import clip
 from cutline.compose.recipe import Recipe
 from cutline.compose.tokens import find_trainer
 from cutline.dataset import Dataset
 from cutline.preview.survey import Survey, survey
+from metadata import CAPTIONS, cutline, run
+from pairs import finish, median_ratio, middle, say_machine, spread, take_pairs, verdict
 
 RATIO = 2.0
 """At least half of the bare tokenizer's rate: at most twice its time."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, AsJson, Options, print_json, say
+from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say
 from cutline.options import option
 
 if TYPE_CHECKING:
@@ -48,7 +48,15 @@ def run(
     trainer: Annotated[
         str, typer.Option(metavar="TRAINER", help=f"Whose text encoders read the texts; {_TRAINER} by default.")
     ] = "",
-    options: Options = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--option",
+            metavar="KEY=VALUE",
+            help="A setting of the trainer, such as max_token_length=225; for files, of the run, such as workers=8.",
+        ),
+    ] = None,
     output: Annotated[str, typer.Option(metavar="NAME", help="One of the recipe's outputs.")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="Compose and count every picture so many times.")] = 1,
     seed: Annotated[int, typer.Option(help="What the recipe's random choices are drawn from.")] = 0,
