@@ -316,6 +316,7 @@ def test_a_text_at_which_the_trainer_stops(tmp_path: Path) -> None:
     words = Recipe.parse({"captions": {"first_of": ["captions/mine"]}})
     found = survey(made, words, find_trainer("kohya-sd1", weighted_captions="true"))
     assert found.encoders[0].stops == 1
+    assert counts(found.leftovers) == {"brackets read as weights": 1}
     assert "the trainer would stop at 1 texts (clip-l)" in found.losses()
 
 
@@ -537,6 +538,25 @@ def test_the_command_line_tells_people_and_programs(mine: Dataset, tmp_path: Pat
     assert "lost: clip-l cuts 1 of 8 texts at its 75 tokens" in strict.stderr
     longer = cutline("preview", *chosen, "--strict", "-o", "max_token_length=150", code=3)  # some are empty
     assert "cuts" not in longer.stderr
+
+
+def test_what_is_not_counted_is_not_called_kept(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "photos", [{"key": "a"}], captions=[{"key": "a", "texts": ["a cat"]}])
+    said = cutline("preview", made.root, "--strict", "--trainer", "kohya-lumina2")
+    assert "nothing lost was found, without gemma-2-2b" in said.stdout
+    assert said.stderr.startswith("not counted: the tokenizer of gemma-2-2b is not here")
+
+
+def test_nothing_to_look_at(tmp_path: Path) -> None:
+    made = dataset(
+        tmp_path / "photos",
+        [{"key": "a", "error": "vanished"}],
+        tags=[{"key": "a", "general": ["cat"]}],
+        captions=[{"key": "a", "texts": ["a cat"]}],
+    )
+    found = survey(made, recipe(), find_trainer("kohya-sd1"))
+    assert (found.pictures, found.policies, found.losses(), found.buckets) == (0, (), [], {})
+    assert "0 pictures" in cutline("preview", made.root, "--epochs", 2).stdout
 
 
 def test_nothing_lost_is_no_error(tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def run(
         if plots:
             for path in draw_survey(found, plots):
                 say(f"drawn: {path}")
+        if strict:
+            for lengths in found.encoders:
+                if lengths.encoder.problem:
+                    say(f"not counted: {lengths.encoder.problem}")
     if strict and losses:
         for loss in losses:
             say(f"lost: {loss}")
@@ -143,7 +147,8 @@ def _print_lint(found: Lint, path: Path) -> None:
 def _print(found: Survey, top: int) -> None:
     console = _console()
     epochs = f" in {found.epochs:,} epochs: {found.texts:,} texts" if found.epochs > 1 else ""
-    console.print(f"{found.pictures:,} pictures{epochs}, as {found.trainer} reads them")
+    pictures = "1 picture" if found.pictures == 1 else f"{found.pictures:,} pictures"
+    console.print(f"{pictures}{epochs}, as {found.trainer} reads them")
     _print_lengths(console, found)
     _print_policies(console, found)
     _print_exposure(console, found, top)
@@ -159,8 +164,9 @@ def _print(found: Survey, top: int) -> None:
         console.print("\nbuckets at 1024x1024")
         names = [("unknown size" if size is None else f"{size[0]}x{size[1]}", n) for size, n in found.buckets.items()]
         _table(console, ["bucket", "pictures"], [(name, f"{count:,}") for name, count in names])
-    losses = found.losses()
-    console.print("\nlost" if losses else "\nnothing will be lost")
+    losses, unknown = found.losses(), [one.encoder.name for one in found.encoders if one.encoder.problem]
+    nothing = f"nothing lost was found, without {' and '.join(unknown)}" if unknown else "nothing will be lost"
+    console.print("\nlost" if losses else f"\n{nothing}")
     for loss in losses:
         console.print(f"  {loss}", soft_wrap=True)
 

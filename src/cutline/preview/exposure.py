@@ -198,11 +198,12 @@ class Tags:
             words = _plain(caption)
             said = [code for code in listed[begin:end] if plain[code] in words and len(plain[code]) > 2]
             if said:
-                self.again.count += 1
+                told = list[str]()
                 if len(self.again.examples) < EXAMPLES:
                     names = names or list(self._codes)
-                    tags = ", ".join(names[code] for code in said)
-                    self.again.examples.append(f"{drawn.batch.column('key')[row].as_py()}: {tags}")
+                    key = drawn.batch.column("key")[row].as_py()
+                    told.append(f"{key}: {', '.join(names[code] for code in said)}")
+                self.again.add(1, iter(told))
 
     def _look_for_fused(self, drawn: Drawn, rows: Counts, starts: Counts, ends: Counts) -> None:
         border = self.recipe.tags.separator.strip()

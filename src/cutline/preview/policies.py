@@ -66,7 +66,7 @@ class Policies:
                 self._second[number, second] += np.clip(limit - before, 0, alone[second]).sum()
 
     def told(self) -> tuple[Policy, ...]:
-        """The ways, in the order of `POLICIES`."""
+        """The ways, in the order of `POLICIES`; none where there is no text at all."""
 
         def shares(*kept: Any) -> dict[int, tuple[float, float]]:
             return {
@@ -75,14 +75,17 @@ class Policies:
                 for tags, captions in [kept]
             }
 
+        if not self._tokens.any():
+            return ()
         first, second, none = self._first, self._second, np.zeros_like(self._first)
-        half = tuple(1 - _share(self._having_both / 2, having) if having else 0.0 for having in self._having)
+        tags, caption = (float(having > 0) for having in self._having)
+        half = [1 - _share(self._having_both / 2, having) if having else 0.0 for having in self._having]
         told = (
-            ((1.0, 1.0), shares(first, second)),
-            ((1.0, 1.0), shares(second, first)),
+            ((tags, caption), shares(first, second)),
+            ((tags, caption), shares(second, first)),
             ((half[0], half[1]), shares(first, first)),
-            ((0.0, 1.0), shares(none, first)),
-            ((1.0, 0.0), shares(first, none)),
+            ((0.0, caption), shares(none, first)),
+            ((tags, 0.0), shares(first, none)),
         )
         return tuple(Policy(name, seen, kept) for name, (seen, kept) in zip(POLICIES, told, strict=True))
 

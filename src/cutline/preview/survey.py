@@ -216,7 +216,8 @@ def survey(
     sizes: dict[tuple[int, int] | None, int] = {}
     chosen = buckets or Buckets()
     empty = {cause: Found() for cause in CAUSES}
-    odd = {name: Found() for name in LEFTOVERS}
+    weighted = any(encoder.weighted for encoder in trainer.encoders)
+    odd = {name: Found() for name in LEFTOVERS if weighted or name != "brackets read as weights"}
     lengths = [Histogram() for _ in counters]
     pictures = 0
     for drawn in ahead(_draws(dataset, recipe, output, epochs, seed, only, counters, policies is not None)):

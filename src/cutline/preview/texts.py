@@ -39,8 +39,10 @@ LEFTOVERS = {
     "carriage return": "\r",
     "byte-order mark": "\ufeff",
     ", without a space": r"[^0-9],[^\s,]|[0-9],[^\s,0-9]",
+    "brackets read as weights": r"(^|[^\\])[(\[]",
 }
-"""What rarely is meant to stand in a text that is trained on, as regular expressions."""
+"""What rarely is meant to stand in a text that is trained on, as regular expressions. The last one is looked for only
+where the trainer reads weights."""
 
 
 def look_for_empty(recipe: Recipe, drawn: Drawn, found: dict[str, Found]) -> None:
@@ -77,11 +79,12 @@ def _cause(text: str | None, rows: list[dict[str, Any] | None], categories: tupl
 
 
 def look_for_leftovers(drawn: Drawn, found: dict[str, Found]) -> None:
-    """Find what rarely is meant to stand in a text. What does not occur in any is not looked for in each."""
+    """Find those of `LEFTOVERS` that are in `found`. What does not occur in any text is not looked for in each."""
     data = places.data(drawn.texts).tobytes()
-    for name, pattern in LEFTOVERS.items():
+    for name in found:
+        pattern = LEFTOVERS[name]
         literal = pattern.replace("\\", "")
-        if name != ", without a space" and literal.encode() not in data:
+        if "[" not in pattern and literal.encode() not in data:
             continue
         has = pc.fill_null(pc.match_substring_regex(drawn.texts, pattern), False)
         if count := pc.sum(has).as_py():
