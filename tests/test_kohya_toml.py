@@ -392,6 +392,13 @@ def test_only_layers_with_words_are_spoken_of(options: dict[str, Any], tiny_worl
     assert tiny_world.dataset.add(KohyaToml(path)).words == {"tags/kohya" if options else "captions/kohya": 1}
 
 
+def test_without_words_there_is_no_recipe(tiny_world: World) -> None:
+    tiny_world.picture("a.png")
+    tiny_world.add(tiny_world.folder({"caption_prefix": "best,"}))
+    assert tiny_world.rows("pictures", "error") == {"a.png": None}
+    assert tiny_world.recipes() == {}
+
+
 def test_subsets_that_agree_share_a_recipe(tiny_world: World) -> None:
     for folder in "de":
         tiny_world.picture("a.png", f"{folder}, words", folder)

@@ -588,6 +588,13 @@ def test_one_finding_for_a_rule_with_three_cases(tiny_world: World) -> None:
     assert finding.where == "dataset 1, subset 1"
 
 
+def test_names_that_are_not_utf8_can_be_printed(tiny_world: World) -> None:
+    tiny_world.picture(os.fsdecode(b"caf\xe9.png"))
+    finding = found(tiny_world.config())["no_sidecar"]
+    assert r"caf\xe9.png" in finding.what
+    assert finding.what.encode()
+
+
 def test_faults_of_a_config_are_findings_and_the_rest_is_looked_at(tiny_world: World) -> None:
     tiny_world.picture("a.png", b"")
     made = found(tiny_world.config("shufle_caption = true"))

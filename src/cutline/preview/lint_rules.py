@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -330,7 +331,7 @@ class Notes:
         if len(cases.places) <= EXAMPLES:
             cases.places[where] = None
         if example and len(cases.examples) < EXAMPLES:
-            cases.examples.append(example)
+            cases.examples.append(os.fsencode(example).decode("utf-8", "backslashreplace"))  # names may be no UTF-8
 
     def plain(self, finding: Finding) -> None:
         """Take a finding as it is."""

@@ -91,8 +91,8 @@ class KohyaToml:
             for batch in found:
                 if last is not None:
                     yield last
-                if len(batch.batch):
-                    kinds.add(batch.layer.partition("/")[0])
+                if len(batch.batch) and (kind := batch.layer.partition("/")[0]) in _PARTS.values():
+                    kinds.add(kind)
                 last = _as_drawn(batch, subset)
             if last is not None:
                 unsaid = {f"not in the recipe: {what}": 1 for what in _unsaid(subset, kinds)}
