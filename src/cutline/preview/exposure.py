@@ -90,7 +90,7 @@ class Tags:
         self._texts = _counted(self._texts, _second(each), len(self._codes))
         np.minimum.at(self._low, codes, place)
         np.maximum.at(self._high, codes, place)
-        self._doubles(drawn, rows, codes, place)
+        self._doubles(drawn, rows, codes)
         self._say_again(drawn, rows, codes)
         starts, ends = places.locate(drawn.texts, drawn.caption, drawn.tags, self.recipe.tags.separator)
         self._look_for_fused(drawn, rows, starts, ends)
@@ -174,7 +174,7 @@ class Tags:
                 codes.append(code[code >= 0])
         return np.concatenate(rows), np.concatenate(codes)
 
-    def _doubles(self, drawn: Drawn, rows: Counts, codes: Counts, place: Counts) -> None:
+    def _doubles(self, drawn: Drawn, rows: Counts, codes: Counts) -> None:
         names = list[str]()
         for found, numbers in ((self.twice, codes), (self.twice_alike, self._normal_of[codes])):
             pairs = _pairs(rows, numbers)
