@@ -1,4 +1,4 @@
-"""Drawings of what `statistics` counts, as PNG files: frequencies by rank, coverage, lengths, scores.
+"""Drawings of what `statistics` and `preview` count, as PNG files: frequencies, coverage, lengths, scores, cuts.
 
 Needs matplotlib, the extra `plot`. Nothing opens a window.
 """
@@ -6,7 +6,9 @@ Needs matplotlib, the extra `plot`. Nothing opens a window.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +22,9 @@ try:
     from matplotlib.ticker import FuncFormatter, PercentFormatter, SymmetricalLogLocator
 except ImportError as error:
     raise CutlineError(f"plots need one more library ({error}): pip install 'cutline[plot]'") from None
+
+if TYPE_CHECKING:
+    from cutline.preview.survey import Lengths, Survey
 
 _COLOURS = {
     "all": "#222222",
@@ -42,16 +47,37 @@ _BARS = 60
 
 def draw(found: Mapping[str, TagCounts | CaptionCounts], folder: Path) -> Iterator[Path]:
     """Draw everything that there is to see; one PNG after the other. Raises StorageError."""
+    pictures = (
+        (f"{layer.replace('/', '-')}-{what}", picture)
+        for layer, counts in found.items()
+        for what, picture in (_tags(counts) if isinstance(counts, TagCounts) else _captions(counts))
+    )
+    yield from _save(pictures, folder)
+
+
+def draw_survey(found: Survey, folder: Path) -> Iterator[Path]:
+    """Draw how long texts are for each encoder, and ways to join tags and captions; as `draw`."""
+    yield from _save(_survey(found), folder)
+
+
+def _save(pictures: Iterator[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(folder, error) from error
-    for layer, counts in found.items():
-        for what, picture in _tags(counts) if isinstance(counts, TagCounts) else _captions(counts):
-            path = folder / f"{layer.replace('/', '-')}-{what}.png"
-            with whole_file(path) as handle:
-                picture.savefig(handle, format="png")
-            yield path
+    for name, picture in pictures:
+        path = folder / f"{name}.png"
+        with whole_file(path) as handle:
+            picture.savefig(handle, format="png")
+        yield path
+
+
+def _survey(found: Survey) -> Iterator[tuple[str, Figure]]:
+    for lengths in found.encoders:
+        if lengths.tokens.total:
+            yield f"tokens-{lengths.encoder.name}", _one(partial(_tokens, lengths=lengths))
+    if found.policies:
+        yield "ways-to-join", _one(lambda axes: _policies(axes, found))
 
 
 def _tags(counts: TagCounts) -> Iterator[tuple[str, Figure]]:
@@ -138,6 +164,52 @@ def _histogram(axes: Axes, of: str, title: str, unit: str, spread: Spread) -> No
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.grid(axis="x", visible=False)
     _title(axes, title)
+
+
+def _tokens(axes: Axes, lengths: Lengths) -> None:
+    """Lengths of texts up to the last in a thousand, and the limits that lie among them; what is cut is red."""
+    spread, mine = lengths.tokens, lengths.encoder.limit
+    end = max(spread.at(999), mine)
+    width = -(-(end + 1) // _BARS)
+    edges = np.arange(0, end + width + 1, width)
+    below = np.zeros(len(edges) - 1)
+    for chosen, colour in ((spread.values <= mine, "general"), (spread.values > mine, "artist")):
+        inside = chosen & (spread.values < edges[-1])
+        bars, _ = np.histogram(spread.values[inside], edges, weights=spread.counts[inside])
+        axes.bar(edges[:-1] - 0.5, bars, width * 0.92, below, align="edge", color=_COLOURS[colour])
+        below = below + bars
+    for limit in (limit for limit in lengths.limits if limit <= end):
+        over = 100 * lengths.over(limit) / spread.total
+        axes.axvline(limit + 0.5, color="#222222", linewidth=2 if limit == mine else 1, linestyle=(0, (4, 3)))
+        label = f"{limit}: {over:.1f} % cut  "
+        axes.text(limit, 1, label, transform=axes.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=8)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for those words
+    axes.set(xlabel=f"tokens ({width} to a bar; longest {int(spread.values[-1]):,})", ylabel="texts")
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.grid(axis="x", visible=False)
+    _title(axes, f"{lengths.encoder.name}: tokens of a text, of which it keeps {mine}")
+
+
+def _policies(axes: Axes, found: Survey) -> None:
+    """For each way to join, and each limit from light to dark, what is kept of tags and of captions."""
+    limits = list(found.policies[0].kept)
+    height = 0.8 / len(limits)
+    for row, policy in enumerate(found.policies[::-1]):
+        for step, limit in enumerate(limits):
+            place = row + 0.4 - height * (step + 0.5)
+            for side, colour in ((0, _COLOURS["general"]), (1, _COLOURS["meta"])):
+                if policy.seen[side]:
+                    share = policy.kept[limit][side] * (1 if side else -1)
+                    axes.barh(place, share, height * 0.9, color=colour, alpha=0.4 + 0.6 * (step + 1) / len(limits))
+            axes.text(0, place, f"{limit}", ha="center", va="center", fontsize=6)
+    names = [
+        f"{policy.name}\nseen {100 * policy.seen[0]:.0f} / {100 * policy.seen[1]:.0f} %" for policy in found.policies
+    ]
+    axes.set_yticks(range(len(names)), names[::-1])
+    axes.set(xlim=(-1.02, 1.02), xlabel="share of the tokens of tags (left) and of captions (right) within each limit")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):.0%}"))
+    axes.grid(axis="y", visible=False)
+    _title(axes, f"ways to join tags and captions: what {found.exposure.encoder} keeps")
 
 
 def _scores(axes: Axes, counts: TagCounts) -> None:

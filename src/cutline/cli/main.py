@@ -1,6 +1,7 @@
 """The command line: one file per verb, and here what they share at the end: errors and exit codes.
 
-0 all done, 1 the command failed, 2 bad usage, 3 done in part, 130 interrupted.
+0 all done, 1 the command failed, 2 bad usage, 3 done in part, or by `preview --strict`: something will be lost,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 import typer
 
-from cutline.cli import add, annotate, compact, demo, export, plugins, show, sql, stats, status
+from cutline.cli import add, annotate, compact, demo, export, plugins, preview, show, sql, stats, status
 from cutline.options import CutlineError, OptionError
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, annotate, export, plugins, sql, compact):
+for verb in (demo, add, status, stats, show, preview, annotate, export, plugins, sql, compact):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 

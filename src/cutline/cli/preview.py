@@ -1,0 +1,312 @@
+"""`cutline preview`: what a trainer will see of a whole dataset, or what would go wrong with its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say
+from cutline.options import option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cutline.preview.drawn import Found
+    from cutline.preview.lint import Lint
+    from cutline.preview.survey import Survey
+
+_TRAINER = "kohya-sdxl"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How a training run will be started, as far as what is wrong with its files depends on it."""
+
+    cache_text: bool = option(False, "it will have --cache_text_encoder_outputs")
+    cache_latents: bool = option(False, "it will have --cache_latents")
+    workers: int = option(1, "its --max_data_loader_n_workers")
+    max_token_length: int | None = option(None, "its --max_token_length")
+    resolution: tuple[int, int] = option((0, 0), "its --resolution: width,height in pixels; 0,0 for none")
+
+
+def run(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="A dataset's folder; or a kohya dataset config (.toml, .json) or a folder of pictures and sidecars, "
+            "to look for faults.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="A TOML file, or the name of one in .cutline/recipes.")
+    ] = "",
+    trainer: Annotated[
+        str, typer.Option(metavar="TRAINER", help=f"Whose text encoders read the texts; {_TRAINER} by default.")
+    ] = "",
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--option",
+            metavar="KEY=VALUE",
+            help="A setting of the trainer, such as max_token_length=225; for files, of the run, such as workers=8.",
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="NAME", help="One of the recipe's outputs.")] = "",
+    epochs: Annotated[int, typer.Option(min=1, help="Compose and count every picture so many times.")] = 1,
+    seed: Annotated[int, typer.Option(help="What the recipe's random choices are drawn from.")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, drawn by the seed.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many tags of each sort to name.")] = 10,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures of it into this folder.")] = None,
+    as_json: AsJson = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if something will be lost.")] = False,
+) -> None:
+    """Say what a trainer will see: lengths in tokens, what is cut, how often each tag is seen, what is empty or odd."""
+    from cutline import options as settings
+    from cutline.dataset import Dataset
+
+    given = settings.parse(options or [])
+    opened = Dataset(dataset)
+    if not opened.exists and (dataset.is_dir() or dataset.suffix in (".toml", ".json")):
+        said = {"--recipe": recipe, "--trainer": trainer, "--output": output, "--sample": sample, "--plots": plots}
+        said |= {"--epochs": epochs > 1, "--seed": seed}
+        if idle := [name for name, value in said.items() if value]:
+            raise settings.OptionError(
+                f"{', '.join(idle)} is about datasets of Cutline, and {dataset} is none: its files are looked at as "
+                f"they are. Make it one: cutline add {dataset}"
+            )
+        losses = _lint(dataset, given, as_json)
+    else:
+        if plots:
+            from cutline.plots import draw_survey  # says at once where it cannot
+        from cutline.compose.recipe import find_recipe
+        from cutline.compose.tokens import find_trainer
+        from cutline.preview.survey import survey
+
+        opened.key_rule  # noqa: B018  it says so where there is no dataset
+        chosen = find_trainer(trainer or _TRAINER, **given)
+        words = find_recipe(opened, recipe)
+        found = survey(opened, words, chosen, output=output, epochs=epochs, seed=seed, sample=sample or 0)
+        losses = found.losses()
+        if as_json:
+            print_json(found.as_dict(top))
+        else:
+            _print(found, top)
+        if plots:
+            for path in draw_survey(found, plots):
+                say(f"drawn: {path}")
+        if strict:
+            for lengths in found.encoders:
+                if lengths.encoder.problem:
+                    say(f"not counted: {lengths.encoder.problem}")
+    if strict and losses:
+        for loss in losses:
+            say(f"lost: {loss}")
+        raise typer.Exit(DONE_IN_PART)
+
+
+def _lint(path: Path, given: dict[str, str], as_json: bool) -> list[str]:
+    """Print what is wrong with files; what of it is a loss."""
+    import dataclasses
+
+    from cutline import options as settings
+    from cutline.preview.lint import lint
+
+    run = settings.fill(TrainingRun, given, name="a training run")
+    said = {**dataclasses.asdict(run), "resolution": run.resolution if any(run.resolution) else None}
+    found = lint(path, **said)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _print_lint(found, path)
+    return [f"{finding.code} ({finding.where})" for finding in found.findings if finding.lost]
+
+
+def _print_lint(found: Lint, path: Path) -> None:
+    console = _console()
+    console.print(f"{path}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
+    for lost, title in ((True, "lost, wrong, or a stop"), (False, "worth knowing")):
+        for finding in (mine := [finding for finding in found.findings if finding.lost == lost]):
+            if finding is mine[0]:
+                console.print(f"\n{title}")
+            console.print(f"  {finding.where}: {finding.what}  [{finding.code}]", soft_wrap=True)
+            console.print(f"    way out: {finding.way_out}", soft_wrap=True)
+    if not found.findings:
+        console.print("nothing wrong was found")
+    if found.buckets:
+        console.print("\nbuckets")
+        rows = [(entry.dataset, f"{entry.width}x{entry.height}", f"{entry.pictures:,}") for entry in found.buckets]
+        _table(console, ["dataset", "bucket", "pictures"], rows)
+
+
+def _print(found: Survey, top: int) -> None:
+    console = _console()
+    epochs = f" in {found.epochs:,} epochs: {found.texts:,} texts" if found.epochs > 1 else ""
+    pictures = "1 picture" if found.pictures == 1 else f"{found.pictures:,} pictures"
+    console.print(f"{pictures}{epochs}, as {found.trainer} reads them")
+    _print_lengths(console, found)
+    _print_policies(console, found)
+    _print_exposure(console, found, top)
+    _print_odd(console, found)
+    if found.epochs > 1:
+        spread = found.distinct.as_dict()
+        if found.distinct.total:
+            console.print(
+                f"\ndifferent texts of a picture over {found.epochs:,} epochs: "
+                f"{spread['min']:,} to {spread['max']:,}, median {spread['median']:,}"
+            )
+    if set(found.buckets) - {None}:
+        console.print("\nbuckets at 1024x1024")
+        names = [("unknown size" if size is None else f"{size[0]}x{size[1]}", n) for size, n in found.buckets.items()]
+        _table(console, ["bucket", "pictures"], [(name, f"{count:,}") for name, count in names])
+    losses, unknown = found.losses(), [one.encoder.name for one in found.encoders if one.encoder.problem]
+    nothing = f"nothing lost was found, without {' and '.join(unknown)}" if unknown else "nothing will be lost"
+    console.print("\nlost" if losses else f"\n{nothing}")
+    for loss in losses:
+        console.print(f"  {loss}", soft_wrap=True)
+
+
+def _print_lengths(console: Console, found: Survey) -> None:
+    counted = [lengths for lengths in found.encoders if lengths.tokens.total]
+    if counted:
+        places = {"min": 0, "median": 500, "p90": 900, "p99": 990, "max": 1000}
+        console.print("\ntokens of a text")
+        rows = [
+            (one.encoder.name, *(f"{one.tokens.at(place):,}" for place in places.values()), f"{one.encoder.limit:,}")
+            for one in counted
+        ]
+        _table(console, ["encoder", *places, "keeps"], rows)
+        console.print("\ntexts that are cut, were this the limit (* it is)")
+        limits = sorted({limit for one in counted for limit in one.limits})
+        cells = [
+            (
+                one.encoder.name,
+                *(
+                    f"{_percent(one.over(limit), one.tokens.total)}{'*' if limit == one.encoder.limit else ' '}"
+                    for limit in limits
+                ),
+            )
+            for one in counted
+        ]
+        _table(console, ["encoder", *(f"{limit} " for limit in limits)], cells)
+    for lengths in found.encoders:
+        if lengths.encoder.problem:
+            console.print(f"\n{lengths.encoder.name} is not counted: {lengths.encoder.problem}", soft_wrap=True)
+        elif lengths.stops:
+            console.print(f"\n{lengths.encoder.name}: the trainer would stop at {lengths.stops:,} texts")
+
+
+def _print_policies(console: Console, found: Survey) -> None:
+    if not found.policies:
+        return
+    limits = list(found.policies[0].kept)
+    console.print(
+        f"\nways to join: of the tokens of tags / of captions, what {found.exposure.encoder} keeps at each limit"
+    )
+    rows = [
+        (
+            policy.name,
+            f"{100 * policy.seen[0]:.0f} / {100 * policy.seen[1]:.0f} %",
+            *(
+                f"{_or_none(tags, policy.seen[0])} / {_or_none(caption, policy.seen[1])}"
+                for tags, caption in policy.kept.values()
+            ),
+        )
+        for policy in found.policies
+    ]
+    _table(console, ["", "seen", *map(str, limits)], rows)
+
+
+def _or_none(share: float, seen: float) -> str:
+    return f"{int(100 * share)} %" if seen else "-"  # 100 % is all of it
+
+
+def _print_exposure(console: Console, found: Survey, top: int) -> None:
+    exposure = found.exposure
+    if not len(exposure.tags) and not len(exposure.never):
+        return
+    console.print(f"\n{len(exposure.tags):,} tags, in texts {exposure.texts:,} times")
+    if exposure.encoder:
+        within = _percent(exposure.texts - exposure.lost, exposure.texts)
+        console.print(f"of those within {exposure.encoder}'s limit: {within}")
+    commonest, rarest = exposure.tags.slice(0, top), exposure.tags.slice(max(len(exposure.tags) - top, 0))
+    shown = [("commonest", commonest.to_pylist())]
+    if len(exposure.tags) > top:
+        shown.append(("rarest", rarest.to_pylist()[::-1]))
+    for title, tags in shown if top else ():
+        console.print(f"\n{title}")
+        columns = ["tag", "texts", *(["kept"] if exposure.encoder else []), "pictures"]
+        rows = [(row["tag"], *(f"{row[name]:,}" for name in columns[1:])) for row in tags]
+        _table(console, columns, rows)
+    for title, table, name in (
+        ("in a layer, and in no text", exposure.never, "pictures"),
+        ("always in the same place", exposure.fixed, "place"),
+    ):
+        if len(table):
+            first = 1 if name == "place" else 0  # people count from 1
+            some = ", ".join(f"{row['tag']} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist())
+            more = " …" if some and len(table) > top else ""
+            tags = "1 tag" if len(table) == 1 else f"{len(table):,} tags"
+            console.print(f"\n{title} ({name}): {tags}{': ' if some else ''}{some}{more}", soft_wrap=True)
+
+
+def _print_odd(console: Console, found: Survey) -> None:
+    from cutline.preview.texts import CAUSES
+
+    said = found.said
+    groups = {
+        "empty texts": {CAUSES[cause]: one for cause, one in found.empty.items()},
+        "said more than once": {
+            "pictures with an earlier one's text": said.same,
+            "… but for case and spaces": said.alike,
+            "texts with a tag twice": said.twice,
+            "… but for case and spaces, too": said.twice_alike,
+            "texts whose caption says a tag again": said.again,
+        },
+        "texts with what rarely is meant": {
+            **found.leftovers,
+            "tags that stick to what is beside them": found.fused,
+        },
+    }
+    for title, group in groups.items():
+        rows = [(name, f"{one.count:,}", _examples(one)) for name, one in group.items() if one.count]
+        if rows:
+            console.print(f"\n{title}")
+            _table(console, ["", "", "such as"], rows)
+
+
+def _examples(found: Found) -> str:
+    shown = [example if len(example) <= 60 else f"{example[:57]}…" for example in found.examples]
+    return "\n".join(text.encode("unicode_escape").decode() if not text.isprintable() else text for text in shown)
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0.0
+    if part and share < 0.1:
+        return "<0.1 %"
+    if part < whole and share > 99.9:
+        return ">99.9 %"
+    return f"{share:.1f} %" if whole else "-"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)  # a tag may look like either
+
+
+def _table(console: Console, columns: list[str], rows: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table(*columns, box=None)
+    for column in table.columns[1:]:
+        if column.header != "such as":
+            column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
