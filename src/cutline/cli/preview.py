@@ -268,6 +268,8 @@ def _print_odd(console: Console, found: Survey) -> None:
             "… but for case and spaces, too": said.twice_alike,
             "texts whose caption says a tag again": said.again,
         },
+        "tags dropped by the recipe's cleaning": found.cleaned,
+        "entries that the trainer would misread": found.misread,
         "texts with what rarely is meant": {
             **found.leftovers,
             "tags that stick to what is beside them": found.fused,
