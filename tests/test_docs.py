@@ -6,18 +6,22 @@ written to that file. One marked `no-run` is not run: it asks for what no test m
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import tiny
+from cutline import toml_files
+from cutline.compose import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -163,3 +167,27 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         if path.name != "__init__.py" or path.parent.name == "cutline"
     }
     assert {name for name in named if "/" in name} == there
+
+
+def test_the_manual_of_recipes_has_every_key() -> None:
+    """After a change of a recipe's tables: paste the line that it misses."""
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    for table in (recipe.Captions, recipe.Tags, recipe.Latents, recipe.Text):
+        for line in manual(table):
+            assert f"\n{line}\n" in page, f"docs/recipes.md has no line\n{line}"
+    for preset in toml_files.presets("recipes"):
+        assert f"\n| `{preset}` | " in page
+
+
+def manual(table: type) -> list[str]:
+    """A line of the manual for each key of a recipe's table."""
+    hints, lines = typing.get_type_hints(table), []
+    for entry in dataclasses.fields(table):
+        default = getattr(table(), entry.name)
+        said = f"`{json.dumps(default, ensure_ascii=False)}`" if default not in ((), "", {}) else ""
+        choices = typing.get_args(hints[entry.name]) if typing.get_origin(hints[entry.name]) is typing.Literal else ()
+        others = ", ".join(f'`"{choice}"`' for choice in choices)
+        cells = [f"`{entry.name}`", said, f"{others}: {entry.metadata['help']}" if others else entry.metadata["help"]]
+        plain = (cell.replace("\\", "\\\\").replace("|", "\\|").strip() for cell in cells)
+        lines.append("| " + " | ".join(plain) + " |")
+    return lines

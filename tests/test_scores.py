@@ -135,7 +135,15 @@ def test_tables_that_are_none(change: dict[str, Any], says: str) -> None:
 
 
 def test_every_preset_is_a_table() -> None:
-    assert presets("scores") == ["animagine-3.0", "animagine-3.1", "illustrious", "kohaku", "noobai", "years"]
+    assert presets("scores") == [
+        "animagine-3.0",
+        "animagine-3.1",
+        "illustrious",
+        "kohaku",
+        "kohaku-years",
+        "noobai",
+        "years",
+    ]
     for name in presets("scores"):
         assert scores.find(name).names
     with pytest.raises(CutlineError, match=r"no score table is called 'novelai'. There are: animagine-3.0"):

@@ -197,6 +197,16 @@ class Recipe:
             or any(len(text.either) > 1 or text.wildcards or text.dropout > 0 for text in texts)
         )
 
+    def narrowed(self, layer_names: Iterable[str]) -> Recipe:
+        """The recipe without those layers that are not among these; a table that would have none keeps all of its."""
+        known, tables = {*layer_names}, dict[str, Any]()
+        for name in ("captions", "tags", "latents"):
+            table = getattr(self, name)
+            for which in ("first_of", "all_of"):
+                if there := tuple(layer for layer in getattr(table, which, ()) if layer in known):
+                    tables[name] = replace(table, **{which: there})
+        return replace(self, **tables)
+
     def fit(self, dataset: Dataset) -> Recipe:
         """The recipe with its score tables fitted to the first layer of tags that has the numbers.
 
@@ -385,7 +395,8 @@ def _only(layer_names: Iterable[str], kind: str) -> tuple[tuple[str, ...], bool]
 def find_recipe(dataset: Dataset, name: str) -> Recipe:
     """A recipe by path, by its name in the dataset's `recipes` folder, or a preset; without one, the obvious one.
 
-    It is fitted to the dataset.
+    It is fitted to the dataset. Of the layers that a preset names, those that the dataset has are read; what people
+    wrote themselves stays as it is, so that a name that they mistyped is not passed over.
     """
     dataset.key_rule  # noqa: B018  it says so where there is no dataset
     if not name:
@@ -395,7 +406,7 @@ def find_recipe(dataset: Dataset, name: str) -> Recipe:
             return Recipe.from_toml(path).fit(dataset)
     known = toml_files.presets("recipes")
     if name in known:
-        return Recipe.parse(toml_files.preset("recipes", name)).fit(dataset)
+        return Recipe.parse(toml_files.preset("recipes", name)).narrowed(dataset.layers()).fit(dataset)
     raise CutlineError(
         f"there is no recipe {name}, neither as a file nor as {dataset.home}/recipes/{name}.toml. "
         f"Cutline brings: {', '.join(known)}"

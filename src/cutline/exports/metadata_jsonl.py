@@ -15,7 +15,7 @@ from typing import IO, ClassVar, Literal
 import pyarrow as pa
 
 from cutline.exports.manifest import Manifest
-from cutline.exports.writing import columns, make_folder, place, refuse, refuse_collisions, spooled, write_file
+from cutline.exports.writing import columns, make_folder, outputs, place, refuse, refuse_collisions, spooled, write_file
 from cutline.files import storage_error
 from cutline.formats import metadata_jsonl
 from cutline.options import CutlineError, OptionError, option
@@ -27,12 +27,16 @@ _SPLIT = re.compile(
     r"(?:^|[-._ 0-9/])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9/])"
 )
 
+# What it takes for the pictures themselves, for their folder, or for our text.
+_TAKEN = re.compile(r"(?:.*_)?file_names?|image|label|text")
+
 
 @dataclass(frozen=True)
 class MetadataJsonl:
     """`metadata.jsonl` with each picture's `file_name` and `text`, which `datasets` loads as an imagefolder.
 
-    The pictures must be below the folder it stands in; `pictures=link` or `copy` puts them there.
+    Each of the recipe's `[outputs.NAME]` is a field NAME of its own. The pictures must be below the folder it stands
+    in; `pictures=link` or `copy` puts them there.
     """
 
     files: ClassVar[bool] = True
@@ -68,7 +72,7 @@ class MetadataJsonl:
                 _check_below(folder, again)
 
             def produce(handle: IO[bytes]) -> None:
-                metadata_jsonl.write(handle, ((name, text) for name, text, _, _ in self._texts(folder, again)))
+                metadata_jsonl.write(handle, ((name, said) for name, said, *_ in self._texts(folder, again)))
 
             xxh128, changed, diff = write_file(folder / _FILE, produce, dry_run=dry_run)
             splits = 0
@@ -87,12 +91,14 @@ class MetadataJsonl:
 
     def _texts(
         self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]
-    ) -> Iterator[tuple[str, str, str, str]]:
-        """File name, text, path and key of each picture that has a text."""
+    ) -> Iterator[tuple[str, dict[str, str | None], str, str]]:
+        """File name, fields, path and key of each picture that has any text. Fields that it lacks are null."""
         below = _prefix(folder)
-        for key, uri, path, text in columns(again(), "key", "uri", "path", "text"):
-            if text:
-                yield (place(key, uri) if self.pictures else path.removeprefix(below)), text, path, key
+        fields = _fields(again)
+        for key, uri, path, *texts in columns(again(), "key", "uri", "path", *fields):
+            if any(texts):
+                said = {field: text or None for field, text in zip(fields.values(), texts, strict=True)}
+                yield (place(key, uri) if self.pictures else path.removeprefix(below)), said, path, key
 
     def _check_pictures(self, folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
         refuse_collisions(
@@ -130,12 +136,21 @@ class MetadataJsonl:
 
 def _check_below(folder: Path, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
     below = _prefix(folder)
-    outside = [path for path, text in columns(again(), "path", "text") if text and not path.startswith(below)]
+    texts = columns(again(), "path", *_fields(again))
+    outside = [path for path, *said in texts if any(said) and not path.startswith(below)]
     refuse(
         outside,
         f"these pictures are not below {folder}, so its {_FILE} cannot name them",
         "Put them there with -o pictures=link (no space) or -o pictures=copy, or choose a folder above them.",
     )
+
+
+def _fields(again: Callable[[], Iterator[pa.RecordBatch]]) -> dict[str, str]:
+    """The column of each text, with its field in the file."""
+    names = outputs(
+        again(), lambda name: _TAKEN.fullmatch(name) is not None, "datasets has a use of its own for this name"
+    )
+    return {"text": "text"} | {f"text.{name}": name for name in names}
 
 
 def _prefix(folder: Path) -> str:

@@ -18,6 +18,7 @@ from cutline.exports.writing import (
     SHOWN,
     columns,
     make_folder,
+    outputs,
     place,
     refuse,
     refuse_collisions,
@@ -30,14 +31,15 @@ from cutline.options import OptionError, option
 from cutline.pictures import EXTENSIONS, FOREIGN
 
 _LONGEST_NAME = 255  # bytes, on every file system of note
+_OUTCOMES = ("written", "unreadable", "skipped", "unchanged")  # what a picture of several files counts as, first found
 
 
 @dataclass(frozen=True)
 class Sidecar:
     """The recipe's text of each picture in a file of its own: `trip/cat.jpg` gets `trip/cat.txt`.
 
-    A file holds the text and nothing else, in UTF-8, without a line end. Give the dataset's own folder as `out` to have
-    the files beside the pictures.
+    Each of the recipe's `[outputs.NAME]` goes to `trip/cat.NAME` by the same rules. A file holds the text and nothing
+    else, in UTF-8, without a line end. Give the dataset's own folder as `out` to have the files beside the pictures.
     """
 
     extension: str = option(".txt", "the files' extension, with its dot or without")
@@ -62,29 +64,44 @@ class Sidecar:
         hashes: list[str] = []
         diff: list[str] = []
         with spooled(rows) as again:
-            self._check(again)
-            for key, uri, text in columns(again(), "key", "uri", "text"):
-                if not text:
-                    counts["without_text"] += 1
-                    continue
-                name = self._place(key, uri)
-                there = _read(out / name)
-                outcome, data = self._outcome(there, text)
-                counts[outcome] += 1
-                hashes.append(f"{name}\0{xxhash.xxh3_128(data).hexdigest()}")
-                if outcome != "written":
-                    continue
-                if not dry_run:
-                    _write(out / name, data)
-                elif len(diff) <= SHOWN:
-                    diff += _difference(name, there, data)
+            extensions = self._extensions(again)
+            self._check(again, extensions)
+            for _, files in self._files(again, extensions):
+                outcomes = set[str]()
+                for name, text in files:
+                    there = _read(out / name)
+                    outcome, data = self._outcome(there, text)
+                    outcomes.add(outcome)
+                    hashes.append(f"{name}\0{xxhash.xxh3_128(data).hexdigest()}")
+                    if outcome != "written":
+                        continue
+                    if not dry_run:
+                        _write(out / name, data)
+                    elif len(diff) <= SHOWN:
+                        diff += _difference(name, there, data)
+                counts[next((one for one in _OUTCOMES if one in outcomes), "without_text")] += 1
         return Manifest("sidecar", out, dict(counts), _digest(hashes), diff=shortened(diff))
 
-    def _check(self, again: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+    def _extensions(self, again: Callable[[], Iterator[pa.RecordBatch]]) -> dict[str, str]:
+        """The column of each text, with the extension of its files."""
+        taken = {self._suffix.lower(), *EXTENSIONS, *FOREIGN}
+        what = "an output's name becomes its files' extension, and pictures or other texts have this one"
+        names = outputs(again(), lambda name: f".{name}" in taken, what)
+        return {"text": self._suffix} | {f"text.{name}": f".{name}" for name in names}
+
+    def _files(
+        self, again: Callable[[], Iterator[pa.RecordBatch]], extensions: dict[str, str]
+    ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """The key of each picture, and the name and text of each of its files."""
+        for key, uri, *texts in columns(again(), "key", "uri", *extensions):
+            said = [(extension, text) for extension, text in zip(extensions.values(), texts, strict=True) if text]
+            stem = os.path.splitext(place(key, uri))[0] if said else ""
+            yield key, [(stem + extension, text) for extension, text in said]
+
+    def _check(self, again: Callable[[], Iterator[pa.RecordBatch]], extensions: dict[str, str]) -> None:
         def places() -> Iterator[tuple[str, str]]:
-            for key, uri, text in columns(again(), "key", "uri", "text"):
-                if text:
-                    yield self._place(key, uri), key
+            for key, files in self._files(again, extensions):
+                yield from ((name, key) for name, _ in files)
 
         refuse_collisions(
             places,
@@ -93,9 +110,6 @@ class Sidecar:
         )
         long = [name for name, _ in places() if len(os.path.basename(name).encode()) > _LONGEST_NAME]
         refuse(long, f"these names are longer than {_LONGEST_NAME} bytes", "Choose a shorter extension.")
-
-    def _place(self, key: str, uri: str) -> str:
-        return os.path.splitext(place(key, uri))[0] + self._suffix
 
     def _outcome(self, there: bytes | None, text: str) -> tuple[str, bytes]:
         """What becomes of a file, and what it then holds."""

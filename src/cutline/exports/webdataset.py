@@ -18,11 +18,20 @@ import pyarrow as pa
 import xxhash
 
 from cutline.exports.manifest import Manifest
-from cutline.exports.writing import columns, make_folder, place, refuse, refuse_collisions, shortened, spooled
+from cutline.exports.writing import (
+    columns,
+    make_folder,
+    outputs,
+    place,
+    refuse,
+    refuse_collisions,
+    shortened,
+    spooled,
+)
 from cutline.files import storage_error, whole_file
 from cutline.formats.webdataset import safe_key
 from cutline.options import CutlineError, OptionError, option
-from cutline.pictures import Picture, PictureError
+from cutline.pictures import EXTENSIONS, FOREIGN, Picture, PictureError
 
 _INDEX = "manifest.json"
 _TAR = re.compile(r"\d{5,}\.tar")
@@ -37,8 +46,16 @@ class _Sample:
     """Without the ending that tells its files apart."""
     ending: str
     picture: Picture
-    text: str
+    text: str | None
     record: bytes
+    outputs: tuple[tuple[str, str], ...] = ()
+    """Name and text of each other output that it has."""
+
+    @property
+    def texts(self) -> list[tuple[str, bytes]]:
+        """Ending and content of each text."""
+        said = [("txt", self.text or ""), *self.outputs]
+        return [(f".{name}", text.encode("utf-8")) for name, text in said if text]
 
 
 @dataclass
@@ -54,7 +71,7 @@ class _Shard:
         total = hashlib.sha256()
         for sample in self.samples:
             known = sample.picture.content or [sample.picture.size, sample.picture.mtime_ns]
-            said = [sample.name, sample.ending, known, sample.text, sample.record.decode()]
+            said = [sample.name, sample.ending, known, sample.text, sample.record.decode(), *sample.outputs]
             total.update(json.dumps(said).encode() + b"\n")
         return total.hexdigest()
 
@@ -63,8 +80,9 @@ class _Shard:
 class WebDataset:
     """Tars `00000.tar` … of every picture that has a text: its own bytes, the text as `.txt`, the rest as `.json`.
 
-    The same pictures and texts always make the same tars, bit for bit. `manifest.json` beside them says what each
-    holds; by it an export that was interrupted goes on where it stopped.
+    Each of the recipe's `[outputs.NAME]` is a file `.NAME` of its own. The same pictures and texts always make the same
+    tars, bit for bit. `manifest.json` beside them says what each holds; by it an export that was interrupted goes on
+    where it stopped.
     """
 
     files: ClassVar[bool] = True
@@ -104,7 +122,11 @@ class WebDataset:
                 counts["written"] += made[shard.name]["samples"]
                 counts.update(made[shard.name]["left_out"])
                 if dry_run and len(diff) <= 1000:
-                    diff += [f"+ {shard.name}: {sample.name}: {sample.text}" for sample in shard.samples]
+                    diff += [
+                        f"+ {shard.name}: {sample.name}{ending.removesuffix('.txt')}: {text.decode()}"
+                        for sample in shard.samples
+                        for ending, text in sample.texts
+                    ]
             stale = sorted(index.keys() - made.keys())
             diff += [f"- {name}" for name in stale]
             if not dry_run and made != index:
@@ -128,7 +150,9 @@ class WebDataset:
         if self.names != "number":
             refuse_collisions(
                 lambda: (
-                    (self._name(0, key, uri), key) for key, uri, text in columns(again(), "key", "uri", "text") if text
+                    (self._name(0, key, uri), key)
+                    for key, uri, *texts in columns(again(), "key", "uri", "text", *_outputs(again))
+                    if any(texts)
                 ),
                 "these pictures would share a name (in a tar, one ends at the first dot)",
                 "Rename one of each, or give them numbers: -o names=number",
@@ -144,18 +168,21 @@ class WebDataset:
         """Which pictures go into which tar. Only what is known of them decides, so that every export cuts alike."""
         shard, number = _Shard("00000.tar"), 0
         wanted = ("key", "uri", "path", "offset", "size", "mtime_ns", "content")
-        said = ("width", "height", "caption", "tags", "text")
-        for key, uri, path, offset, size, mtime_ns, content, *rest in columns(again(), *wanted, *said):
-            record = dict(zip(said, rest, strict=True))
-            text = record.pop("text")
-            if not text:
+        said = ("width", "height", "caption", "tags")
+        others = _outputs(again)
+        for key, uri, path, offset, size, mtime_ns, content, *rest in columns(again(), *wanted, *said, "text", *others):
+            record = dict(zip(said, rest, strict=False))
+            text, *texts = rest[len(said) :]
+            more = tuple((name, other) for name, other in zip(others.values(), texts, strict=True) if other)
+            if not text and not more:
                 counts["without_text"] += 1
                 continue
             data = json.dumps({"key": key, **record}, ensure_ascii=False, sort_keys=True).encode("utf-8")
             picture = Picture(Path(path), size, mtime_ns, content, offset)
             ending = os.path.splitext(uri)[1].lower() or ".bin"
-            sample = _Sample(self._name(number, key, uri), ending, picture, text, data)
-            room = sum(_BLOCK + -(-length // _BLOCK) * _BLOCK for length in (size or 0, len(text.encode()), len(data)))
+            sample = _Sample(self._name(number, key, uri), ending, picture, text or None, data, more)
+            lengths = (size or 0, len(data), *(len(content) for _, content in sample.texts))
+            room = sum(_BLOCK + -(-length // _BLOCK) * _BLOCK for length in lengths)
             if shard.samples and (len(shard.samples) >= self.count or shard.size + room > self.size):
                 yield shard
                 shard = _Shard(f"{int(shard.name[:-4]) + 1:05d}.tar")
@@ -211,11 +238,19 @@ def _fill(sink: _Sink, shard: _Shard, left_out: Counter[str]) -> None:
             except PictureError as error:
                 left_out[error.reason] += 1
                 continue
-            files = ((sample.ending, data), (".json", sample.record), (".txt", sample.text.encode("utf-8")))
+            files = ((sample.ending, data), (".json", sample.record), *sample.texts)
             for ending, content in files:
                 info = tarfile.TarInfo(sample.name + ending)  # time, owner and group are 0
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+
+
+def _outputs(again: Callable[[], Iterator[pa.RecordBatch]]) -> dict[str, str]:
+    """The column of each output, with its name."""
+    taken = {".txt", ".json", ".bin", *EXTENSIONS, *FOREIGN}
+    what = "an output's name becomes an ending in the tars, and something else has this one"
+    names = outputs(again(), lambda name: f".{name}" in taken or name.startswith("__"), what)
+    return {f"text.{name}": name for name in names}
 
 
 def _entry(shard: _Shard, digest: str, sink: _Sink, left_out: Counter[str]) -> dict[str, Any]:

@@ -46,6 +46,25 @@ def columns(rows: Iterable[pa.RecordBatch], *names: str) -> Iterator[tuple[Any, 
         yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
 
+def outputs(batches: Iterable[pa.RecordBatch], taken: Callable[[str], bool], what: str) -> tuple[str, ...]:
+    """The names of the recipe's outputs whose texts these rows have beside `text`.
+
+    Args:
+        batches: rows of an export.
+        taken: whether a name, in lower case, is one that no output may have.
+        what: why not, for people.
+
+    Raises:
+        CutlineError: an output has such a name, or two outputs have one name but for upper and lower case.
+    """
+    schema = next((batch.schema for batch in batches), pa.schema([]))
+    names = tuple(name.removeprefix("text.") for name in schema.names if name.startswith("text."))
+    lower = [name.lower() for name in names]
+    bad = [name for name, low in zip(names, lower, strict=True) if taken(low) or lower.count(low) > 1]
+    refuse([f"[outputs.{name}]" for name in bad], what, "Call it something else in the recipe.")
+    return names
+
+
 @contextmanager
 def spooled(rows: Iterator[pa.RecordBatch]) -> Iterator[Callable[[], Iterator[pa.RecordBatch]]]:
     """Keep a stream of rows, in memory or in a temporary file, so that it can be gone through more than once."""

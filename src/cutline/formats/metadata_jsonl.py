@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -34,10 +34,10 @@ def read(path: Path) -> Iterator[Entry]:
     return readers.get(path.suffix.lower(), _read_lines)(path)
 
 
-def write(handle: IO[bytes], entries: Iterator[tuple[str, str]]) -> None:
-    """Stream file names and texts into a metadata.jsonl."""
-    for name, text in entries:
-        handle.write(json.dumps({"file_name": name, "text": text}, ensure_ascii=False).encode("utf-8") + b"\n")
+def write(handle: IO[bytes], entries: Iterator[tuple[str, Mapping[str, str | None]]]) -> None:
+    """Stream file names and their other columns into a metadata.jsonl."""
+    for name, fields in entries:
+        handle.write(json.dumps({"file_name": name, **fields}, ensure_ascii=False).encode("utf-8") + b"\n")
 
 
 def _read_lines(path: Path) -> Iterator[Entry]:
