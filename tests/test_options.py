@@ -652,6 +652,97 @@ def _(w: World) -> bool:
     return bool(json.loads(shown(w, "--json"))["texts"][0]["text"] == "cat 0, dog")
 
 
+def previewed(world: World, *words: str | Path, code: int = 0) -> str:
+    return added(world, "preview", world.photos, *words, code=code)
+
+
+def mixed(world: World) -> Path:
+    path = recipe(world)
+    path.write_text(
+        '[captions]\nfirst_of = ["captions/sidecar"]\n[text]\nprefix = "{1|2|3|4|5|6|7|8|9}"\nwildcards = true\n'
+        '[outputs.short]\nprefix = "not much:"\n'
+    )
+    return path
+
+
+@seen("preview dataset")
+def _(w: World) -> bool:
+    return "4 pictures, as kohya-sdxl" in previewed(w) and "a trainer would load" in w.cli("preview", w.photos / "trip")
+
+
+@seen("preview recipe")
+def _(w: World) -> bool:
+    two_layers(w)
+    return "more than one layer" in previewed(w, code=1) and "4 pictures" in previewed(w, "--recipe", recipe(w))
+
+
+@seen("preview trainer")
+def _(w: World) -> bool:
+    return "as diffusers-sd1 reads" in previewed(w, "--trainer", "diffusers-sd1")
+
+
+@seen("preview options")
+def _(w: World) -> bool:
+    long = json.loads(previewed(w, "-o", "max_token_length=225", "--json"))
+    return bool(long["encoders"]["clip-l"]["limit"] == 225)
+
+
+@seen("preview output")
+def _(w: World) -> bool:
+    said = [json.loads(previewed(w, "--recipe", mixed(w), "--json", *more)) for more in ((), ("--output", "short"))]
+    longest = [one["encoders"]["clip-l"]["tokens"]["max"] for one in said]
+    return bool(longest[0] < longest[1])
+
+
+@seen("preview epochs")
+def _(w: World) -> bool:
+    return "4 pictures in 5 epochs: 20 texts" in previewed(w, "--epochs", "5")
+
+
+@seen("preview seed")
+def _(w: World) -> bool:
+    said = [previewed(w, "--recipe", mixed(w), "--epochs", "4", "--json", "--seed", str(seed)) for seed in range(5)]
+    return len({json.dumps(json.loads(one)["distinct"]) for one in said}) > 1
+
+
+@seen("preview sample")
+def _(w: World) -> bool:
+    return "2 pictures, as" in previewed(w, "--sample", "2")
+
+
+@seen("preview top")
+def _(w: World) -> bool:
+    w.add(sidecars="tags")
+    (w.folder / "tags.toml").write_text('[tags]\nfirst_of = ["tags/sidecar"]\n')
+    said = [previewed(w, "--recipe", w.folder / "tags.toml", "--top", top) for top in ("1", "0")]
+    return "commonest\n" in said[0] and "commonest\n" not in said[1]
+
+
+@seen("preview plots")
+def _(w: World) -> bool:
+    previewed(w, "--plots", w.folder / "drawn")
+    return (w.folder / "drawn" / "tokens-clip-l.png").stat().st_size > 1000
+
+
+@seen("preview buckets")
+def _(w: World) -> bool:
+    previewed(w, "--buckets", w.folder / "b.csv", "-o", "resolution=64,64")
+    w.cli("preview", w.photos / "trip", "--buckets", w.folder / "c.csv", "-o", "resolution=512,512")
+    lines = [(w.folder / name).read_text().splitlines() for name in ("b.csv", "c.csv")]
+    return [len(one) for one in lines] == [5, 3] and lines[0][1].startswith("a.png,64,48,")
+
+
+@seen("preview as_json")
+def _(w: World) -> bool:
+    return bool(json.loads(previewed(w, "--json"))["pictures"] == 4)
+
+
+@seen("preview strict")
+def _(w: World) -> bool:
+    (w.photos / "a.txt").write_text("word " * 200)
+    return "falls off" not in previewed(w) and "clip-l cuts 1 of 4" in previewed(w, "--strict", code=3)
+
+
 @seen("annotate dataset")
 def _(w: World) -> bool:
     return echoed(w) == 4

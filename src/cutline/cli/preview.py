@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from cutline.preview.survey import Survey
 
 _TRAINER = "kohya-sdxl"
+_RESOLUTIONS = {"sd1": "512,512", "sd2": "768,768"}  # what these models were trained at; the others at 1024
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ def run(
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, drawn by the seed.")] = None,
     top: Annotated[int, typer.Option(min=0, help="How many tags of each sort to name.")] = 10,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures of it into this folder.")] = None,
+    buckets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write into this .csv which bucket each picture falls into.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if something will be lost.")] = False,
 ) -> None:
@@ -80,19 +89,28 @@ def run(
                 f"{', '.join(idle)} is about datasets of Cutline, and {dataset} is none: its files are looked at as "
                 f"they are. Make it one: cutline add {dataset}"
             )
-        losses = _lint(dataset, given, as_json)
+        losses = _lint(dataset, given, buckets, as_json)
     else:
         if plots:
             from cutline.plots import draw_survey  # says at once where it cannot
+        from cutline.compose.buckets import Buckets
         from cutline.compose.recipe import find_recipe
         from cutline.compose.tokens import find_trainer
-        from cutline.preview.survey import survey
+        from cutline.preview.survey import placed, survey
 
         opened.key_rule  # noqa: B018  it says so where there is no dataset
+        resolution = given.pop("resolution", _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024"))
+        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").resolution)
         chosen = find_trainer(trainer or _TRAINER, **given)
         words = find_recipe(opened, recipe)
-        found = survey(opened, words, chosen, output=output, epochs=epochs, seed=seed, sample=sample or 0)
+        found = survey(
+            opened, words, chosen, output=output, epochs=epochs, seed=seed, sample=sample or 0, buckets=sizes
+        )
         losses = found.losses()
+        if buckets:
+            with _csv(buckets) as write:
+                for key, size, bucket in placed(opened, sizes):
+                    write(key, size, bucket)
         if as_json:
             print_json(found.as_dict(top))
         else:
@@ -110,7 +128,24 @@ def run(
         raise typer.Exit(DONE_IN_PART)
 
 
-def _lint(path: Path, given: dict[str, str], as_json: bool) -> list[str]:
+@contextmanager
+def _csv(path: Path) -> Iterator[Callable[[str, tuple[int, int], tuple[int, int]], None]]:
+    """Writes a line for each picture: its name, its size and its bucket in pixels. Raises StorageError."""
+    import csv
+
+    from cutline.files import storage_error, whole_file
+
+    try:
+        with whole_file(path, "w") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(("picture", "width", "height", "bucket_width", "bucket_height"))
+            yield lambda name, size, bucket: writer.writerow((name, *size, *bucket))
+    except OSError as error:
+        raise storage_error(path, error) from error
+    say(f"{path}: the bucket of each picture")
+
+
+def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool) -> list[str]:
     """Print what is wrong with files; what of it is a loss."""
     import dataclasses
 
@@ -119,7 +154,11 @@ def _lint(path: Path, given: dict[str, str], as_json: bool) -> list[str]:
 
     run = settings.fill(TrainingRun, given, name="a training run")
     said = {**dataclasses.asdict(run), "resolution": run.resolution if any(run.resolution) else None}
-    found = lint(path, **said)
+    if buckets:
+        with _csv(buckets) as write:
+            found = lint(path, **said, each=write)
+    else:
+        found = lint(path, **said)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -161,7 +200,7 @@ def _print(found: Survey, top: int) -> None:
                 f"{spread['min']:,} to {spread['max']:,}, median {spread['median']:,}"
             )
     if set(found.buckets) - {None}:
-        console.print("\nbuckets at 1024x1024")
+        console.print(f"\nbuckets at {found.resolution[0]}x{found.resolution[1]}")
         names = [("unknown size" if size is None else f"{size[0]}x{size[1]}", n) for size, n in found.buckets.items()]
         _table(console, ["bucket", "pictures"], [(name, f"{count:,}") for name, count in names])
     losses, unknown = found.losses(), [one.encoder.name for one in found.encoders if one.encoder.problem]

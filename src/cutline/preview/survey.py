@@ -29,7 +29,7 @@ from cutline.dataset.ahead import ahead
 from cutline.dataset.query import Relation
 from cutline.layer import quote
 from cutline.options import CutlineError, OptionError
-from cutline.preview.drawn import NONE, Drawn, Found, Histogram
+from cutline.preview.drawn import NONE, Counts, Drawn, Found, Histogram
 from cutline.preview.exposure import Exposure, Tags
 from cutline.preview.lengths import LIMITS, Counter, same_counts
 from cutline.preview.policies import Policies, Policy
@@ -115,6 +115,8 @@ class Survey:
     """By name, a key of `LEFTOVERS`: texts that have it, with keys."""
     fused: Found
     """Tags that are not apart from what stands beside them, with what they became."""
+    resolution: tuple[int, int]
+    """Width and height in pixels that buckets are about the area of."""
     buckets: dict[tuple[int, int] | None, int]
     """Pictures by the width and height in pixels of their bucket; None: nobody knows their size. By size."""
 
@@ -164,6 +166,7 @@ class Survey:
             "cannot": list(self.cannot),
             "leftovers": {name: one.as_dict() for name, one in self.leftovers.items()},
             "fused": self.fused.as_dict(),
+            "resolution": list(self.resolution),
             "buckets": {
                 "unknown" if size is None else f"{size[0]}x{size[1]}": count for size, count in self.buckets.items()
             },
@@ -272,8 +275,19 @@ def survey(
         cannot=told.cannot if told else (),
         leftovers=odd,
         fused=exposure.fused,
+        resolution=chosen.max_reso,
         buckets=dict(sorted(sizes.items(), key=lambda item: (item[0] is None, item[0] or (0, 0)))),
     )
+
+
+def placed(dataset: Dataset, buckets: Buckets) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """Of every picture whose size is known its key, its width and height, and those of its bucket; in pixels."""
+    for batch in dataset.scan(fields=("width", "height", "orientation")):
+        sides, known = _sides(batch)
+        columns = [batch.column("key").filter(known).to_pylist()]
+        columns += [side.tolist() for side in (*sides, *buckets.choose_all(*sides))]
+        for key, width, height, across, up in zip(*columns, strict=True):
+            yield key, (width, height), (across, up)
 
 
 def _draws(
@@ -291,7 +305,7 @@ def _draws(
     if both:
         together = Text(order=("tags", "caption"), separator=said.separator, wildcards=said.wildcards)
         recipe = dataclasses.replace(recipe, outputs={**recipe.outputs, _BOTH: together})
-    for batch in dataset.scan(*recipe.layers, fields=recipe.fields, only=only, rows=_ROWS):
+    for batch in dataset.scan(*recipe.layers, fields=(*recipe.fields, "orientation"), only=only, rows=_ROWS):
         for epoch in range(epochs):
             made = recipe.make(batch, seed=seed, epoch=epoch)
             draw = made.draw(output)
@@ -323,12 +337,19 @@ def _sample(dataset: Dataset, count: int, seed: int) -> Relation:
     return dataset.sql(drawn)
 
 
+def _sides(batch: pa.RecordBatch) -> tuple[list[Counts], pa.BooleanArray]:
+    """Width and height of pictures as a trainer sees them, which ignores EXIF; and of which rows they are known."""
+    width, height = (batch.column(side) for side in ("width", "height"))
+    turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
+    sides = [pc.if_else(turned, height, width), pc.if_else(turned, width, height)]
+    known = pc.and_(*(pc.fill_null(pc.greater(side, 0), False) for side in sides))
+    return [np.asarray(side.filter(known), np.int64) for side in sides], known
+
+
 def _sort_by_size(batch: pa.RecordBatch, buckets: Buckets, found: dict[tuple[int, int] | None, int]) -> None:
-    columns = [batch.column(side) for side in ("width", "height")]
-    known = pc.and_(*(pc.fill_null(pc.greater(column, 0), False) for column in columns))
-    if unknown := len(batch) - (pc.sum(known).as_py() or 0):
+    sides, _ = _sides(batch)
+    if unknown := len(batch) - len(sides[0]):
         found[None] = found.get(None, 0) + unknown
-    sides = [np.asarray(column.filter(known), np.int64) for column in columns]
     wide, high = buckets.choose_all(*sides)
     sizes, counts = np.unique(np.stack([wide, high], axis=1), axis=0, return_counts=True)
     for (across, up), count in zip(sizes.tolist(), counts.tolist(), strict=True):
