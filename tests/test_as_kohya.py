@@ -220,3 +220,40 @@ def test_whatever_the_words_the_trainer_draws_only_what_compose_may_say(
     for _ in range(40):
         text = subset.draw(loaded, rng)
         assert text in support or len(support) > 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "what"),
+    [
+        ({"tags": "1girl, solo"}, {"enable_wildcard": True}, "lost"),
+        ({"caption": "one\ntwo", "tags": "1girl, solo"}, {}, "lost"),
+        ({"caption": "a cat", "tags": "1girl, solo"}, {"caption_separator": "\n"}, "lost"),
+        ({"caption": "1girl, solo", "tags": "1girl, solo"}, {}, "doubled"),
+        ({"caption": "solo ||| 1girl"}, {"keep_tokens_separator": "|||"}, "leaked"),
+        ({"caption": "1girl, solo"}, {"caption_prefix": "best"}, "fused"),
+    ],
+)
+def test_what_the_trainer_loses_doubles_or_leaks_a_recipe_does_not(
+    fields: dict[str, str], options: dict[str, Any], what: str
+) -> None:
+    def faults(text: str) -> set[str]:
+        said = [tag.strip() for tag in text.split(",")]
+        found = {"lost" for tag in ("1girl", "solo") if tag not in text}
+        found |= {"doubled" for tag in ("1girl", "solo") if said.count(tag) > 1}
+        found |= {"leaked"} if "|||" in text else set()
+        return found | ({"fused"} if "best 1girl" in text else set())
+
+    subset = Subset(**options)
+    assert what in faults(subset.draw(subset.load(**fields), random.Random(0)))
+    rows = batch(
+        captions_a=[
+            {"texts": [fields["caption"].replace("||| 1girl", "")]} if what == "lost" and "caption" in fields else None
+        ],
+        tags_b=[{"general": ["1girl", "solo"]}],
+    )
+    recipe = Recipe.parse(
+        {**BOTH, "captions": {"first_of": ["captions/a"], "line_breaks": "space"}, "text": {"prefix": "best"}}
+    )
+    (text,) = trainer(recipe, rows, 0, 20)
+    assert text == recipe.compose(rows, seed=0)[0].as_py()
+    assert not faults(text)

@@ -53,10 +53,10 @@ def counts(found: dict[str, Any]) -> dict[str, int]:
     return {name: one.count for name, one in found.items() if one.count}
 
 
-def looked_at(root: Path, tags: list[str], caption: str, **tables: dict[str, Any]) -> Survey:
+def looked_at(root: Path, general: list[str], caption: str, /, **tables: dict[str, Any]) -> Survey:
     """One picture, in one epoch of kohya-sd1."""
     made = dataset(
-        root, [{"key": "a"}], tags=[{"key": "a", "general": tags}], captions=[{"key": "a", "texts": [caption]}]
+        root, [{"key": "a"}], tags=[{"key": "a", "general": general}], captions=[{"key": "a", "texts": [caption]}]
     )
     return survey(made, recipe(**tables), find_trainer("kohya-sd1"))
 
@@ -240,9 +240,23 @@ def test_what_rarely_is_meant_is_found(tmp_path: Path) -> None:
         "byte-order mark": ["c"],
         ", without a space": ["d"],
     }
-    assert found.losses() == ["1 of 7 texts have line breaks: without wildcards kohya's trainers read one line"]
+    lines = "it has several lines, of which the trainer reads one"
+    assert found.losses() == [f"the trainer would misread 1 of 7 pictures' entries: {lines}"]
+    assert (found.misread[lines].examples, found.cannot) == (["b"], ())
     other = survey(made, Recipe.parse({"captions": {"first_of": ["captions/mine"]}}), find_trainer("diffusers-sd1"))
     assert other.losses() == []
+
+
+def test_what_cleaning_drops_is_told_by_rule(tmp_path: Path) -> None:
+    found = looked_at(tmp_path / "photos", ["shirt", "white shirt", "rating:s", "hat"], "x", tags={"clean": "kohya"})
+    told = {rule: (one.count, one.examples) for rule, one in found.cleaned.items()}
+    assert told == {"ratings": (1, ["rating:s"]), "redundant": (1, ["shirt"])}
+    assert [tag for tag, *_ in rows(found.exposure.tags)] == ["hat", "white shirt"]
+
+
+def test_what_the_trainer_cannot_be_told_is_a_loss(tmp_path: Path) -> None:
+    found = looked_at(tmp_path / "photos", ["hat", "cat"], "x", tags={"shuffle": True, "separator": " "})
+    assert any("joins tags" in loss for loss in found.losses())
 
 
 def test_tags_that_stick_to_what_is_beside_them(tmp_path: Path) -> None:

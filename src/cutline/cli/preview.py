@@ -205,24 +205,24 @@ def _print_policies(console: Console, found: Survey) -> None:
         return
     limits = list(found.policies[0].kept)
     console.print(
-        f"\nways to join: of the tokens of tags / of captions, what {found.exposure.encoder} keeps at each limit"
+        f"\nways to join: how many % of the tokens of tags / of captions {found.exposure.encoder} keeps at each limit"
     )
     rows = [
         (
             policy.name,
-            f"{100 * policy.seen[0]:.0f} / {100 * policy.seen[1]:.0f} %",
+            f"{100 * policy.seen[0]:.0f}/{100 * policy.seen[1]:.0f}",
             *(
-                f"{_or_none(tags, policy.seen[0])} / {_or_none(caption, policy.seen[1])}"
+                f"{_or_none(tags, policy.seen[0])}/{_or_none(caption, policy.seen[1])}"
                 for tags, caption in policy.kept.values()
             ),
         )
         for policy in found.policies
     ]
-    _table(console, ["", "seen", *map(str, limits)], rows)
+    _table(console, ["", "in texts", *map(str, limits)], rows)
 
 
 def _or_none(share: float, seen: float) -> str:
-    return f"{int(100 * share)} %" if seen else "-"  # 100 % is all of it
+    return f"{int(100 * share)}" if seen else "-"  # 100 % is all of it
 
 
 def _print_exposure(console: Console, found: Survey, top: int) -> None:
@@ -267,6 +267,8 @@ def _print_odd(console: Console, found: Survey) -> None:
             "… but for case and spaces, too": said.twice_alike,
             "texts whose caption says a tag again": said.again,
         },
+        "tags dropped by the recipe's cleaning": found.cleaned,
+        "entries that the trainer would misread": found.misread,
         "texts with what rarely is meant": {
             **found.leftovers,
             "tags that stick to what is beside them": found.fused,

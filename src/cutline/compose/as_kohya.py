@@ -193,7 +193,7 @@ class AsKohya:
         found = candidates(self.recipe, still.batch)
         dropped = Fraction(str(self.recipe.captions.dropout))
         for number in range(max([len(row) for row in found], default=0)):
-            texts = pa.array([row[number][0] if number < len(row) else None for row in found], pa.string())
+            texts = pa.array([(row[number][0] or None) if number < len(row) else None for row in found], pa.string())
             yield texts, [row[number][1] * (1 - dropped) if number < len(row) else Fraction(0) for row in found]
         if dropped or not all(found):
             yield pa.nulls(count, pa.string()), [dropped if row else Fraction(1) for row in found]

@@ -94,15 +94,19 @@ def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
 
 
 def _lines(texts: pa.StringArray, line_breaks: str, layer: str, draws: Draws) -> pa.StringArray:
-    if line_breaks == "keep" or not pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
+    if line_breaks == "keep":
+        return texts
+    broken = pc.match_substring_regex(texts, r"[\r\n]")
+    if not pc.any(broken).as_py():
         return texts
     if line_breaks == "space":
-        texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s*[\r\n]\s*", " "))
-        return none_if_empty(texts)
-    lines = [_spoken(text) for text in texts.to_pylist()]
+        whole = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s*[\r\n]\s*", " "))
+        return none_if_empty(pc.if_else(broken, whole, texts))
+    lines = [_lines_of(text, line_breaks) if text else () for text in texts.to_pylist()]
     chances = draws.uniform(f"line of {layer}")
-    return pa.array([one[int(chance * len(one))] if one else None for one, chance in zip(lines, chances, strict=True)])
+    drawn = [one[int(chance * len(one))] if one else None for one, chance in zip(lines, chances, strict=True)]
+    return pa.array(drawn, pa.string())
 
 
-def _spoken(text: str | None) -> Sequence[str]:
-    return [line.strip() for line in _BREAK.split(text) if line.strip()] if text else ()
+def _spoken(text: str) -> Sequence[str]:
+    return [line.strip() for line in _BREAK.split(text) if line.strip()]

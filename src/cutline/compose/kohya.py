@@ -71,7 +71,7 @@ class Subset:
     # Where it comes from: sidecars, or a metadata file.
     image_dir: str | Path | None = None
     caption_extension: str = ".txt"
-    """What taggers write. A dataset config that does not say it means `.caption`, and `formats.kohya_toml` says so."""
+    """What taggers write. A dataset config that does not say it means `.caption`: `SubsetConfig.extension`."""
     class_tokens: str | None = None
     metadata_file: str | Path | None = None
 

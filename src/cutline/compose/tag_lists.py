@@ -6,7 +6,8 @@ They lie in one long table, a line for each tag of each picture: rules, shufflin
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
@@ -39,6 +40,8 @@ class TagLists:
     """which category (a place in `schemas.TAG_CATEGORIES`),"""
     codes: Numbers
     """and which of `names`."""
+    cleaned: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By cleaning rule, which tags it dropped from how many pictures; under their canonical names."""
 
     def lists(self, *categories: str) -> pa.ListArray:
         """The tags of each picture as a list: all, or those of these categories. Empty where there are none."""
@@ -174,6 +177,7 @@ def _ruled(recipe: Recipe) -> bool:
 def _put_right(recipe: Recipe, found: TagLists) -> TagLists:
     """The tags after the recipe's rules, each once. Those that no rule touched are as they were typed."""
     found = _ordered(recipe, found, all_of=True)
+    cleaned: dict[str, Mapping[str, int]] = {}
     rows = TagRows.typed(found.count, found.names, found.rows, found.columns, found.codes)
     if recipe.vocabulary is not None:
         rows = recipe.vocabulary.sort(rows)
@@ -183,7 +187,12 @@ def _put_right(recipe: Recipe, found: TagLists) -> TagLists:
         implied = recipe.implications
         rows = implied.drop(rows) if recipe.tags.implied == "drop" else implied.close(rows, recipe.vocabulary)
     if recipe.tag_cleaning is not None:
-        rules = recipe.tag_cleaning.drops(rows.names.to_pylist(), rows.rows, rows.codes)
+        names = rows.names.to_pylist()
+        rules = recipe.tag_cleaning.drops(names, rows.rows, rows.codes)
+        for place in np.unique(rules[rules >= 0]).tolist():
+            codes, counts = np.unique(rows.codes[rules == place], return_counts=True)
+            by_tag = {names[code]: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
+            cleaned[recipe.tag_cleaning.rules[place]] = by_tag
         rows = rows.only(np.flatnonzero(rules < 0))
     if recipe.tags.blacklist:
         rows = rows.only(np.flatnonzero(~_listed(rows.names, recipe.tags.blacklist)[rows.codes]))
@@ -194,7 +203,7 @@ def _put_right(recipe: Recipe, found: TagLists) -> TagLists:
         rows = rows.only(np.flatnonzero(rows.codes != pc.index(rows.names, "").as_py()))
     typed = found.codes[rows.origins]
     codes = np.where(rows.origins < 0, len(found.names) + rows.codes, typed)
-    return TagLists(found.count, pa.concat_arrays([found.names, rows.names]), rows.rows, rows.columns, codes)
+    return TagLists(found.count, pa.concat_arrays([found.names, rows.names]), rows.rows, rows.columns, codes, cleaned)
 
 
 def _listed(names: pa.StringArray, patterns: tuple[str, ...]) -> npt.NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cutline.compose.made import Made
 from cutline.preview.lengths import Measured
 from cutline.statistics import Spread
 
@@ -26,7 +27,7 @@ NONE: Counts = np.zeros(0, np.int64)
 class Drawn:
     """Some pictures in one epoch."""
 
-    batch: pa.RecordBatch
+    made: Made
     epoch: int
     texts: pa.StringArray
     caption: pa.StringArray
@@ -34,6 +35,11 @@ class Drawn:
     measured: list[Measured]
     parts: tuple[pa.StringArray, pa.StringArray, str] | None
     """Tags and caption as one text each, null where there are none, and what stands between them."""
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """The rows."""
+        return self.made.batch
 
     def keys(self, mask: Any) -> Iterator[str]:
         """Of the rows that a mask chooses."""

@@ -363,7 +363,7 @@ class _Texts:
 
         self.notes, self.subset = linting.notes, subset
         self.cache_text = linting.cache_text
-        self.trainer: Subset = Subset(**subset.options)
+        self.trainer: Subset = Subset(**{"caption_extension": subset.extension, **subset.options})
         said = subset.options.get
         self.separator = subset.separator
         self.keep = said("keep_tokens_separator") or ""
@@ -405,6 +405,8 @@ class _Texts:
         """Signs of a markup that nothing reads."""
         for handled in filter(None, (self.keep, self.secondary)):
             text = text.replace(handled, self.separator)
+        if self.subset.treats_as_tags:
+            text = text.replace(self.separator, ", ")  # as the trainer does when it joins them again
         if self.subset.wildcards:
             text = _GROUPS.sub("", text.replace("{{", "").replace("}}", ""))
         found = [sign for sign in ("{", "}", "|||", ";;;") if sign in text]

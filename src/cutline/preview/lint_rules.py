@@ -103,7 +103,8 @@ RULES = {
     ),
     "separator_not_comma": Rule(
         "caption_separator {given}: tags that are shuffled or dropped are joined again with ', ', whatever stood there",
-        'write the tags with commas, and caption_separator = ","',
+        'nothing, if that is wanted; else caption_separator = ","',
+        lost=False,
     ),
     "separator_odd": Rule(
         "caption_separator {given} stands between caption and tags and does not shuffle them",

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cutline.compose.as_kohya import AsKohya
 from cutline.compose.buckets import Buckets
 from cutline.compose.recipe import Recipe, Text
 from cutline.compose.tokens import Encoder, Trainer
@@ -104,6 +105,12 @@ class Survey:
     policies: tuple[Policy, ...]
     """Empty where the recipe has no tags or no captions, or no tokenizer is at hand."""
     said: Said
+    cleaned: dict[str, Found]
+    """By cleaning rule of the recipe, how many tags it drops from pictures, with some of them."""
+    misread: dict[str, Found]
+    """Why kohya's trainers would misread entries that the recipe makes, with keys. Empty for other trainers."""
+    cannot: tuple[str, ...]
+    """What kohya's trainers cannot be told of the recipe."""
     leftovers: dict[str, Found]
     """By name, a key of `LEFTOVERS`: texts that have it, with keys."""
     fused: Found
@@ -128,10 +135,9 @@ class Survey:
         if lost := self.exposure.lost:
             times = f"{lost:,} of {self.exposure.texts:,} times"
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
-        if (lines := self.leftovers["line break"].count) and self.trainer.startswith("kohya-"):
-            found.append(
-                f"{lines:,} of {self.texts:,} texts have line breaks: without wildcards kohya's trainers read one line"
-            )
+        for reason, one in self.misread.items():
+            found.append(f"the trainer would misread {one.count:,} of {self.pictures:,} pictures' entries: {reason}")
+        found += [f"the trainer cannot be told this part of the recipe: {sentence}" for sentence in self.cannot]
         causes = {cause: one.count for cause, one in self.empty.items() if one.count and cause != "dropped"}
         if causes:
             why = ", ".join(f"{CAUSES[cause]}: {count:,}" for cause, count in causes.items())
@@ -153,6 +159,9 @@ class Survey:
             "distinct": self.distinct.as_dict(),
             "policies": {policy.name: policy.as_dict() for policy in self.policies},
             "said": self.said.as_dict(),
+            "cleaned": {rule: one.as_dict() for rule, one in self.cleaned.items()},
+            "misread": {reason: one.as_dict() for reason, one in self.misread.items()},
+            "cannot": list(self.cannot),
             "leftovers": {name: one.as_dict() for name, one in self.leftovers.items()},
             "fused": self.fused.as_dict(),
             "buckets": {
@@ -219,6 +228,9 @@ def survey(
     weighted = any(encoder.weighted for encoder in trainer.encoders)
     odd = {name: Found() for name in LEFTOVERS if weighted or name != "brackets read as weights"}
     lengths = [Histogram() for _ in counters]
+    told = AsKohya(recipe, output) if trainer.name.startswith("kohya-") else None
+    misread: dict[str, Found] = {}
+    cleaned: dict[str, Found] = {}
     pictures = 0
     for drawn in ahead(_draws(dataset, recipe, output, epochs, seed, only, counters, policies is not None)):
         for histogram, measured in zip(lengths, drawn.measured, strict=True):
@@ -230,6 +242,9 @@ def survey(
         if drawn.epoch == 0:
             pictures += len(drawn.batch)
             _sort_by_size(drawn.batch, chosen, sizes)
+            _look_for_cleaned(drawn, cleaned)
+            if told:
+                _look_for_misread(told, drawn, misread)
             if policies:
                 policies.add(drawn)
     spreads = [histogram.spread() for histogram in lengths]
@@ -252,6 +267,9 @@ def survey(
         said=Said(
             *texts.told(dataset, recipe, output, seed, only), exposure.twice, exposure.twice_alike, exposure.again
         ),
+        cleaned=cleaned,
+        misread=misread,
+        cannot=told.cannot if told else (),
         leftovers=odd,
         fused=exposure.fused,
         buckets=dict(sorted(sizes.items(), key=lambda item: (item[0] is None, item[0] or (0, 0)))),
@@ -284,7 +302,19 @@ def _draws(
                 joined = pc.binary_join(each.tags, recipe.tags.separator)
                 parts = (pc.if_else(pc.equal(joined, ""), None, joined), each.caption, said.separator)
             measured = [counter.measure(texts) for counter in counters]
-            yield Drawn(batch, epoch, texts, draw.caption, draw.tags, measured, parts)
+            yield Drawn(made, epoch, texts, draw.caption, draw.tags, measured, parts)
+
+
+def _look_for_cleaned(drawn: Drawn, found: dict[str, Found]) -> None:
+    if drawn.made.recipe.tags.clean:
+        for rule, dropped in drawn.made.tag_lists.cleaned.items():
+            found.setdefault(rule, Found()).add(sum(dropped.values()), iter(dropped))
+
+
+def _look_for_misread(told: AsKohya, drawn: Drawn, found: dict[str, Found]) -> None:
+    reasons = np.array(told.entries(drawn.made)[1], object)
+    for reason in set(reasons.tolist()) - {""}:
+        found.setdefault(reason, Found()).add(int((reasons == reason).sum()), drawn.keys(reasons == reason))
 
 
 def _sample(dataset: Dataset, count: int, seed: int) -> Relation:
