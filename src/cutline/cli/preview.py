@@ -195,10 +195,9 @@ def _print(found: Survey, top: int) -> None:
     if found.epochs > 1:
         spread = found.distinct.as_dict()
         if found.distinct.total:
-            console.print(
-                f"\ndifferent texts of a picture over {found.epochs:,} epochs: "
-                f"{spread['min']:,} to {spread['max']:,}, median {spread['median']:,}"
-            )
+            least, most = spread["min"], spread["max"]
+            said = f"{least:,} to {most:,}, median {spread['median']:,}" if least < most else f"{most:,}"
+            console.print(f"\ndifferent texts of a picture over {found.epochs:,} epochs: {said}")
     if set(found.buckets) - {None}:
         console.print(f"\nbuckets at {found.resolution[0]}x{found.resolution[1]}")
         names = [("unknown size" if size is None else f"{size[0]}x{size[1]}", n) for size, n in found.buckets.items()]
