@@ -6,14 +6,16 @@ import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.compose.as_kohya import AsKohya
 from cutline.compose.kohya import Subset
-from cutline.compose.recipe import Recipe
+from cutline.compose.recipe import Recipe, RecipeError
 from test_recipe import batch
 
 DRAWS = 2000
@@ -257,3 +259,160 @@ def test_what_the_trainer_loses_doubles_or_leaks_a_recipe_does_not(
     (text,) = trainer(recipe, rows, 0, 20)
     assert text == recipe.compose(rows, seed=0)[0].as_py()
     assert not faults(text)
+
+
+CAPTION_ROWS: list[dict[str, Any] | None] = [
+    {"texts": ["A girl, standing"]},
+    {"texts": ["one", "two {x|y}"]},
+    {"texts": ["l1\nl2", ""]},
+    {"texts": ["", "second"]},
+    {"texts": ["r"], "verdict": "rejected"},
+    {"texts": ["{a|b} c"]},
+    {"texts": ["{|a} z"]},
+    {"texts": ["{{a|b}}"]},
+    None,
+]
+TAG_ROWS: list[dict[str, Any] | None] = [
+    {"general": ["t", "u"], "artist": ["x"], "rating": "g"},
+    {"general": ["t"], "meta": ["m"]},
+    {"character": ["k(a)"], "rating": "e"},
+    {"general": ["a_b", "B {q}", "a b"], "unsorted": ["w ⦅{"]},
+    None,
+]
+
+
+def drawn_recipe(rng: random.Random) -> dict[str, Any]:
+    """A recipe of any sort; some of them are refused."""
+
+    def sometimes(chance: float, name: str, *values: Any) -> dict[str, Any]:
+        return {name: rng.choice(values)} if rng.random() < chance else {}
+
+    layers = rng.choice([("first_of", ["captions/a"]), ("first_of", ["captions/a", "captions/z"])])
+    if rng.random() < 0.2:
+        layers = ("all_of", ["captions/a", "captions/z"])
+    captions = dict([layers]) | sometimes(0.4, "texts", "draw") | sometimes(0.6, "line_breaks", "space", "draw")
+    captions |= sometimes(0.3, "dropout", 0.5, 1.0)
+    tags: dict[str, Any] = {"first_of": ["tags/b"]} | sometimes(0.5, "shuffle", True)
+    tags |= sometimes(0.4, "dropout", 0.25, 0.5, 1.0)
+    if len(tags) > 1:
+        tags |= sometimes(0.6, "keep", 1, 2, ["artist"], ["general"], ["character", "meta"])
+    tags |= sometimes(0.3, "escape", True) | sometimes(0.3, "distinct", True)
+    said: dict[str, Any] = {}
+    which = rng.random()
+    said |= {"captions": captions} if which < 0.75 else {}
+    said |= {"tags": tags} if which > 0.25 else {}
+    parts = [part for part, table in (("tags", "tags"), ("caption", "captions")) if table in said]
+    if "tags" in said and rng.random() < 0.4:
+        said["words"] = {"tags_safety": {"g": "safe", "e": ""}}
+        parts.append("tags_safety")
+    rng.shuffle(parts)
+    gaps = [f"{{{part}}}" for part in parts]
+    text: dict[str, Any] = rng.choice(
+        [
+            {},
+            {"order": parts[: rng.randint(1, len(parts))]},
+            {
+                "either": [
+                    *map(list, dict.fromkeys(tuple(rng.sample(parts, rng.randint(1, len(parts)))) for _ in "abc"))
+                ]
+            },
+            {"template": ", ".join(gaps)},
+            {"template": "".join(f"[{gap}, ]" for gap in gaps[1:]) + gaps[0]},
+            {"template": f"[{gaps[0]}|no] {gaps[-1]}"},
+            {"template": f"{gaps[0]}[, {gaps[-1]}]"},
+            {"template": "{{a||b}}, " + gaps[0]},
+        ]
+    )
+    text |= sometimes(0.3, "prefix", "best", "{a|b}", "a, b") | sometimes(0.3, "suffix", "end", "{a|b|b}")
+    text |= sometimes(0.3, "wildcards", True) | sometimes(0.2, "dropout", 0.5)
+    return said | {"text": text | sometimes(0.1, "separator", ". ", " ", "\n", " {x|y} ")}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_recipe_is_drawn_as_composed_or_named_as_one_that_cannot_be(seed: int) -> None:
+    rng = random.Random(seed)
+    compared = 0
+    while compared < 25:
+        try:
+            recipe = Recipe.parse(said := drawn_recipe(rng))
+        except RecipeError:
+            continue
+        assert Recipe.parse(recipe.settings()) == recipe
+        rows = batch(
+            captions_a=[rng.choice(CAPTION_ROWS)],
+            captions_z=[rng.choice([{"texts": ["zed"]}, None])],
+            tags_b=[rng.choice(TAG_ROWS)],
+        )
+        told = AsKohya(recipe)
+        entries, reasons = told.entries(recipe.make(rows, seed=0))
+        if told.cannot or reasons[0]:
+            continue
+        expected = composed(recipe, rows, 0)
+        if (entry := entries[0].as_py()) is None:
+            assert set(expected) == {""}, said
+            continue
+        subset, draws = Subset(**told.options), random.Random(1)
+        loaded = subset.load(entry)
+        found = Counter(subset.draw(loaded, draws) for _ in range(SEEN))
+        assert same_distribution(found, expected), (said, rows.to_pylist(), entry, found, expected)
+        compared += 1
+
+
+def test_tags_stay_with_their_pictures_where_a_row_counts_no_more() -> None:
+    """A scan masks rows of replaced pictures; the lists behind them keep what they held."""
+    whole = batch(tags_b=[{"general": ["a", "b"]}, {"general": ["lost", "too"]}, {"general": ["c"]}])
+    struct = whole.column("tags/b")
+    masked = pa.StructArray.from_arrays(struct.flatten(), fields=list(struct.type), mask=pa.array([False, True, False]))
+    general = struct.field("general")
+    hidden = pa.ListArray.from_arrays(general.offsets, general.values, mask=pa.array([False, True, False]))
+    fields = [hidden if field.name == "general" else struct.field(field.name) for field in struct.type]
+    for column in (masked, pa.StructArray.from_arrays(fields, fields=list(struct.type))):
+        rows = whole.set_column(1, "tags/b", column)
+        for rule in ({"distinct": True}, {"shuffle": True}, {}):
+            recipe = Recipe.parse({"tags": {"first_of": ["tags/b"], **rule}})
+            draw = recipe.make(rows, seed=0).draw()
+            assert [sorted(tags) for tags in draw.tags.to_pylist()] == [["a", "b"], [], ["c"]]
+            assert [sorted((text or "").split(", ")) for text in draw.texts.to_pylist()] == [["a", "b"], [""], ["c"]]
+
+
+def test_more_pictures_than_fit_the_quick_sort_keep_their_tags() -> None:
+    count = (1 << 20) + 3
+    names = pa.array([f"{number}" for number in range(count)])
+    places = pa.array(np.repeat(np.arange(count, dtype=np.int32), 2))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * 2), names.take(places))
+    struct = pa.StructArray.from_arrays([lists, pa.nulls(count, pa.string())], names=["general", "error"])
+    rows = pa.RecordBatch.from_arrays([names, struct], names=["key", "tags/b"])
+    recipe = Recipe.parse({"tags": {"first_of": ["tags/b"], "order": ["general"], "shuffle": True}})
+    texts = recipe.compose(rows, seed=0)
+    assert texts.equals(pc.binary_join_element_wise(names, names, ", "))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"text": {"prefix": "best", "order": ["tags"]}, "tags": {"dropout": 0.5}}, "stand alone"),
+        ({"text": {"template": "[photo, {tags}, ]{caption}"}, "tags": {"dropout": 0.5}}, "condition"),
+        ({"text": {"template": "{tags}, {caption}, {tags}"}, "tags": {"shuffle": True}}, "stand twice"),
+        (
+            {"text": {"template": "{tags}, [{caption}|]"}, "captions": {"dropout": 0.5}, "tags": {"shuffle": True}},
+            "stand",
+        ),
+        ({"text": {"template": "{{a||b}}, {tags}[, {caption}]"}, "captions": {"dropout": 0.5}}, "braces"),
+        ({"text": {"separator": " {x|y} "}, "captions": {"dropout": 0.5}}, "braces"),
+        ({"text": {"template": "[{caption}|no] {caption}", "wildcards": True}}, "twice"),
+    ],
+)
+def test_what_cannot_be_told_is_named_where_it_is_seen_late(said: dict[str, Any], reason: str) -> None:
+    recipe = Recipe.parse({**BOTH, **{name: {**BOTH.get(name, {}), **table} for name, table in said.items()}})
+    told = AsKohya(recipe)
+    rows = batch(captions_a=[{"texts": ["c"]}], tags_b=[{"general": ["t", "u"]}])
+    named = [*told.cannot, *told.entries(recipe.make(rows, seed=0))[1]]
+    assert any(reason in one for one in named), named
+
+
+def test_no_rows_make_no_entries() -> None:
+    recipe = Recipe.parse(
+        {"captions": {"first_of": ["captions/a"], "texts": "draw"}, "tags": {"first_of": ["tags/b"], "shuffle": True}}
+    )
+    entries, reasons = AsKohya(recipe).entries(recipe.make(ROWS.slice(len(ROWS)), seed=0))
+    assert (len(entries), reasons) == (0, [])

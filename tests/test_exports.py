@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cutline.compose.recipe import Recipe
+from cutline.dataset import Dataset
+from cutline.exports.export import export
 from cutline.exports.kohya import Kohya
 from cutline.exports.manifest import COLUMNS, PICTURE, Export, Manifest
 from cutline.exports.metadata_jsonl import MetadataJsonl
@@ -396,3 +400,78 @@ def test_metadata_jsonl_warns_of_names_that_datasets_takes_for_splits(tmp_path: 
         assert hub_loads(folder, tmp_path, data_files="**") == texts
     else:
         assert hub_loads(folder, tmp_path) == texts
+
+
+# -- kohya by a recipe ----------------------------------------------------------------------------------------
+
+
+def words(root: Path, count: int = 3) -> Dataset:
+    """Pictures with a caption and two tags each."""
+    make(root, *(f"{number}.png" for number in range(count)))
+    dataset = Dataset(root)
+    dataset.add(Folder(root))
+    with dataset.layer("captions/human").write() as rows:
+        for number in range(count):
+            rows.add({"key": f"{number}.png", "texts": [f"caption {number}"]})
+    with dataset.layer("tags/human").write() as rows:
+        for number in range(count):
+            rows.add({"key": f"{number}.png", "general": ["one", "two"]})
+    return dataset
+
+
+def by_recipe(dataset: Dataset, out: Path, tables: dict[str, Any], dry_run: bool = False, **given: Any) -> Manifest:
+    named = {"captions": {"first_of": ["captions/human"]}, "tags": {"first_of": ["tags/human"]}}
+    recipe = Recipe.parse({name: {**named.get(name, {}), **tables.get(name, {})} for name in (*named, *tables)})
+    return export(dataset, Kohya(**given), out, recipe=recipe, dry_run=dry_run)
+
+
+def test_a_recipe_is_not_written_over(tmp_path: Path) -> None:
+    dataset = words(tmp_path / "photos")
+    (tmp_path / "meta.toml").write_text('[tags]\nfirst_of = ["tags/human"]\n')
+    recipe = Recipe.from_toml(tmp_path / "meta.toml")
+    with pytest.raises(CutlineError, match="nothing was written: the dataset config would take the place of"):
+        export(dataset, Kohya(), tmp_path / "meta.json", recipe=recipe)
+    assert not (tmp_path / "meta.json").exists()
+    assert Recipe.from_toml(tmp_path / "meta.toml") == recipe
+
+
+def test_baked_epochs_are_what_compose_says(tmp_path: Path) -> None:
+    dataset = words(tmp_path / "photos", 20)
+    tables: dict[str, Any] = {
+        "tags": {"first_of": ["tags/human"], "shuffle": True, "dropout": 0.4},
+        "captions": {"first_of": ["captions/human"], "dropout": 0.5},
+        "text": {"dropout": 0.2},
+    }
+    manifest = by_recipe(dataset, tmp_path / "m.json", tables, bake_epochs=3)
+    recipe = Recipe.parse(tables)
+    (batch,) = dataset.scan(*recipe.layers)
+    for epoch in (1, 2, 3):
+        found = json.loads((tmp_path / f"m-{epoch}.json").read_text())
+        texts = [text or "" for text in recipe.compose(batch, seed=0, epoch=epoch).to_pylist()]
+        assert {key: entry["caption"] for key, entry in found.items()} == dict(
+            zip(batch["key"].to_pylist(), texts, strict=True)
+        )
+    assert manifest.counts == {"written": 20, "unchanged": 0, "without_text": 0}
+    config = tomllib.loads((tmp_path / "m.toml").read_text())
+    assert [len(one["subsets"]) for one in config["datasets"]] == [1, 1, 1]  # in one, the last file's texts would win
+    assert json.loads((tmp_path / "missing.json").read_text()) == {"tags": [], "caption": [], "latent": []}
+    with pytest.raises(OptionError, match="leave --epoch out"):
+        export(dataset, Kohya(bake_epochs=2), tmp_path / "m.json", recipe=recipe, epoch=4)
+
+
+def test_a_dry_run_shows_other_options(tmp_path: Path) -> None:
+    dataset = words(tmp_path / "photos")
+    by_recipe(dataset, tmp_path / "m.json", {"text": {"dropout": 0.1}})
+    dry = by_recipe(dataset, tmp_path / "m.json", {"text": {"dropout": 0.2}}, dry_run=True)
+    assert dry.diff == ["- caption_dropout_rate = 0.1", "+ caption_dropout_rate = 0.2"]
+    assert by_recipe(dataset, tmp_path / "m.json", {"text": {"dropout": 0.1}}, dry_run=True).diff == []
+
+
+def test_apart_leaves_nothing_to_chance(tmp_path: Path) -> None:
+    dataset = words(tmp_path / "photos")
+    by_recipe(dataset, tmp_path / "m.json", {"captions": {"first_of": ["captions/human"], "dropout": 1.0}}, apart=True)
+    assert {entry["caption"] for entry in json.loads((tmp_path / "m.json").read_text()).values()} == {
+        "caption 0",
+        "caption 1",
+        "caption 2",
+    }

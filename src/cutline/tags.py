@@ -79,6 +79,11 @@ def joined(tags: pa.ListArray, separator: str, *, spaces: bool = False) -> pa.St
     return pc.binary_join(pa.ListArray.from_arrays(pc.subtract(offsets, begin), strings, mask=nothing), separator)
 
 
+def parents(lists: pa.ListArray) -> Numbers:
+    """Of each of the values that `lists.flatten()` gives, which list it is of. Nulls may have values behind them."""
+    return np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0))
+
+
 def _without_empty(tags: pa.ListArray) -> pa.ListArray:
     return pa.array([row and [tag for tag in row if tag] for row in tags.to_pylist()], pa.list_(pa.string()))
 
@@ -152,7 +157,7 @@ class TagRows:
         Where a picture has a tag in two columns, it stays in the first.
         """
         flat = pa.concat_arrays([column.flatten().cast(pa.string()) for column in lists.values()])
-        rows = np.concatenate([pc.list_parent_indices(column).to_numpy().astype(np.int64) for column in lists.values()])
+        rows = np.concatenate([parents(column) for column in lists.values()])
         places = [schemas.TAG_CATEGORIES.index(name) for name in lists]
         columns = np.repeat(places, [len(column.flatten()) for column in lists.values()])
         typed = pc.fill_null(flat, "").dictionary_encode()

@@ -9,6 +9,7 @@ and so is each picture whose text they would misread.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ MOST_LINES = 64
 """Of one entry."""
 
 _GAP = "\0"  # where the tags go that the trainer moves
+_BLANK = re.compile(r"[{|]\s*[|}]")  # a choice that is nothing
 _JOINT = ", "  # what the trainer joins tags with, whatever caption_separator is
 
 
@@ -76,15 +78,18 @@ class AsKohya:
         Returns:
             The entries, null where there is nothing to say, and the reasons.
         """
-        if self.cannot:
+        if self.cannot or not (self._lines or self._moving):
             texts = Draw(made, replace(self._text, dropout=0.0)).texts
             return texts, misread(texts)
+        if not len(made.batch):
+            return pa.array([], pa.string()), []
         still = Made(self._still, made.batch, 0, 0)
         tags = self._places(still) if self._moving else None
         found = [self._line(still, tags, *branch) for branch in self._branches(still)]
-        if len(found) == 1 and not self._lines:
-            return found[0].texts, [*map(_first, found[0].reasons, misread(found[0].texts))]
-        return self._several(found)
+        if self._lines:
+            return self._several(found)
+        (line,) = found
+        return line.texts, [one or other for one, other in zip(line.reasons, misread(line.texts), strict=True)]
 
     @cached_property
     def _text(self) -> Text:
@@ -92,20 +97,13 @@ class AsKohya:
 
     @cached_property
     def _still(self) -> Recipe:
-        """The recipe without chance."""
-        captions = replace(self.recipe.captions, texts="first", line_breaks=self._breaks, dropout=0.0)
-        return replace(self.recipe, captions=captions, tags=replace(self.recipe.tags, shuffle=False, dropout=0.0))
-
-    @property
-    def _breaks(self) -> Any:
-        said = self.recipe.captions.line_breaks
-        return "keep" if said == "draw" else said
+        return self.recipe.still
 
     @cached_property
     def _moving(self) -> bool:
         """Whether the trainer is to shuffle or drop tags."""
         tags = self.recipe.tags
-        return bool(tags.shuffle or tags.dropout) and any(part.startswith("tags") for part in self._used)
+        return bool(tags.shuffle or tags.dropout) and any(map(_is_tags, self._used))
 
     @cached_property
     def _lines(self) -> bool:
@@ -122,7 +120,7 @@ class AsKohya:
     @cached_property
     def _separator(self) -> str:
         """What the trainer splits at: a comma, unless there are sentences, whose commas are no borders."""
-        plain = all(part == "tags" or part.startswith("tags.") for part in self._used)
+        plain = all(map(_is_tags, self._used))
         ends = (self._text.prefix, self._text.suffix)
         return "," if plain and not self._text.template and all(_tidy(end, ",") for end in ends) else ";;;"
 
@@ -136,6 +134,8 @@ class AsKohya:
                 yield f"it puts {_JOINT!r} around tags that it shuffles or drops, not {text.separator!r}"
             if not self._together:
                 yield "tags that it shuffles or drops stand in one place, and here they stand in several"
+            if tags.dropout and text.template:
+                yield "it drops tags after the template was filled, so that all may be gone where a condition saw some"
             if tags.dropout and len(text.orders) > 1:
                 yield "it drops tags after it has drawn the order, so that all may be gone of one that has only tags"
         if self._lines and "caption" in self._used:
@@ -143,6 +143,11 @@ class AsKohya:
                 yield "captions that are drawn in each of all_of"
             if captions.dropout and not _fine([Fraction(str(captions.dropout)), 1 - Fraction(str(captions.dropout))]):
                 yield f"a caption dropout of {captions.dropout} would take more than {MOST_LINES} lines"
+        doubled = "{{" in text.template or "}}" in text.template
+        if self._lines and (doubled or "{" in text.separator or "}" in text.separator):
+            yield "braces in the template or the separator, beside lines or wildcards that it draws"
+        if self._lines and text.template.count("{caption}") > 1:
+            yield "a caption that stands twice in the template, and would be drawn twice"
         weights = [Fraction(str(weight)) for weight in text.weights]
         if weights and not _fine([weight / sum(weights) for weight in weights]):
             yield f"weights of {list(text.weights)} would take more than {MOST_LINES} lines"
@@ -190,6 +195,9 @@ class AsKohya:
         if "caption" not in self._used:
             yield None, [Fraction(1)] * count
             return
+        if not self._lines:
+            yield still.caption, [Fraction(1)] * count
+            return
         found = candidates(self.recipe, still.batch)
         dropped = Fraction(str(self.recipe.captions.dropout))
         for number in range(max([len(row) for row in found], default=0)):
@@ -208,25 +216,30 @@ class AsKohya:
         text = replace(text, order=order, either=(), weights=(), wildcards=False, dropout=0.0)
         if caption is not None:
             if self._lines:
-                said = [_escaped(one, live=self._text.wildcards) for one in caption.to_pylist()]
+                live, whole = self._text.wildcards, self._moving
+                said = [_escaped(one, live=live, whole=whole) for one in caption.to_pylist()]
                 caption = pa.array([one for one, _ in said], pa.string())
                 reasons = [reason for _, reason in said]
             made.give("caption", caption)
         if self._lines:
-            # Of what Cutline writes itself only tags and words may hold braces.
             for part in self._used:
-                if part != "caption" and not (places and part.startswith("tags")):
+                if part != "caption" and not (places and _is_tags(part)):
                     made.give(part, _doubled(still.part(part)))
             ends = (text.prefix, text.suffix)
             prefix, suffix = (_escaped(end, live=self._text.wildcards)[0] or "" for end in ends)
             text = replace(text, prefix=prefix, suffix=suffix)
         if places is None:
             return _Line(Draw(made, text).texts, reasons, likely)
-        for part in self._used:
-            if part.startswith("tags"):
-                fixed = places.fixed(part)
-                made.give(part, _doubled(fixed) if self._lines else fixed)
-        return places.line(Draw(made, text).texts, reasons, likely, escape=self._lines, parts=self._used)
+        for part in filter(_is_tags, self._used):
+            fixed = places.fixed(part)
+            made.give(part, _doubled(fixed) if self._lines else fixed)
+        texts = Draw(made, text).texts
+        if self.recipe.tags.dropout and (text.prefix or text.suffix):
+            bare = Draw(made, replace(text, prefix="", suffix="")).texts
+            alone = pc.fill_null(pc.equal(bare, _GAP), False).to_pylist()
+            why = "prefix or suffix would stand alone when all of its tags are dropped"
+            reasons = [why if one and not reason else reason for one, reason in zip(alone, reasons, strict=True)]
+        return places.line(texts, reasons, likely, escape=self._lines, parts=self._used)
 
     def _several(self, found: list[_Line]) -> tuple[pa.StringArray, list[str]]:
         """Entries of several lines, each as often as it is likely."""
@@ -239,7 +252,7 @@ class AsKohya:
                 if line.likely[row]:
                     text = texts[row] or ""
                     likely[text] += line.likely[row]
-                    reason = reason or line.reasons[row] or _misread_one(text)
+                    reason = reason or line.reasons[row] or _misread_one(text) or _marked(text)
             counts = {} if set(likely) <= {""} else _counts(likely)
             if not counts and set(likely) > {""}:
                 reason = reason or f"its texts would take more than {MOST_LINES} lines"
@@ -288,7 +301,7 @@ class _Places:
         """Texts with gaps as lines in which the trainer moves the tags that stand in the gap."""
         mine = np.zeros(len(self.free), bool)
         for part in parts:
-            if part.startswith("tags"):
+            if _is_tags(part):
                 mine |= self._of(part) & self.free
         flexible = self.every.only(np.flatnonzero(mine)).lists().to_pylist()
         lines, why = list[str | None](), list[str]()
@@ -301,6 +314,8 @@ class _Places:
             head, gap, tail = text.partition(_GAP)
             if gap and ((head and not head.endswith(_JOINT)) or (tail and not tail.startswith(_JOINT))):
                 reason = reason or f"its tags do not stand between {_JOINT!r}"
+            if _GAP in tail or head == _JOINT or tail == _JOINT:
+                reason = reason or "its tags stand twice, or beside nothing"
             head, tail = (head.removesuffix(_JOINT), tail.removeprefix(_JOINT)) if gap else (text, "")
             moved = tags if gap else []
             if row in self.mixed:
@@ -372,8 +387,12 @@ def _misread_one(text: str) -> str:
     return "it has several lines, of which the trainer reads one" if "\n" in text else ""
 
 
-def _first(one: str, other: str) -> str:
-    return one or other
+def _marked(text: str) -> str:
+    return "it holds ⦅ or ⦆, which the trainer uses itself" if "⦅" in text or "⦆" in text else ""
+
+
+def _is_tags(part: str) -> bool:
+    return part.partition(".")[0] == "tags"
 
 
 def _doubled(texts: pa.StringArray) -> pa.StringArray:
@@ -384,17 +403,22 @@ def _flat(text: str) -> bool:
     return not _escaped(text, live=True)[1]
 
 
-def _escaped(text: str | None, *, live: bool) -> tuple[str | None, str]:
-    """A text as the trainer's wildcards need it, and why that cannot be, or an empty text."""
+def _escaped(text: str | None, *, live: bool, whole: bool = False) -> tuple[str | None, str]:
+    """A text as the trainer's wildcards need it, and why that cannot be, or an empty text.
+
+    Args:
+        text: as it was written.
+        live: whether its wildcards are to be drawn.
+        whole: whether the trainer strips what stands at the ends, so that no choice may be nothing.
+    """
     if text is None:
         return None, ""
-    if "⦅" in text or "⦆" in text:
-        return text, "it holds ⦅ or ⦆, which the trainer uses itself"
     if "{" not in text and "}" not in text:
         return text, ""
     if not live:
         return text.replace("{", "{{").replace("}", "}}"), ""
     pieces, plain = wildcards.flat(text)
+    plain = plain and not (whole and _BLANK.search(text))
     return (
         pieces,
         "" if plain else "its wildcards hold wildcards or braces, or stand beside some, or may leave nothing",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -11,19 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cutline.compose.columns import counting, first, join, none_if_empty, rows_of
-from cutline.compose.draws import Draws
+from cutline.compose.draws import Draws, Floats
 from cutline.compose.recipe import Recipe
 
 _BREAK = re.compile(r"\r\n|\r|\n")
+_SPACED = re.compile(r"[ \t\f\r\n]*[\r\n][ \t\f\r\n]*")
 
 
 def captions(recipe: Recipe, batch: pa.RecordBatch, draws: Draws) -> pa.StringArray:
     """One caption for each row, or null; before any dropout, and before its wildcards are drawn."""
     said = recipe.captions
-    found = [
-        _lines(_texts(batch, layer, said.texts, draws), said.line_breaks, layer, draws)
-        for layer in said.first_of or said.all_of
-    ]
+    layers = said.first_of or said.all_of
+    if said.texts == "draw" or said.line_breaks == "draw":
+        found = [_drawn(_choices(recipe, batch, layer), draws.uniform(f"caption of {layer}")) for layer in layers]
+    else:
+        found = [_lines(_texts(batch, layer), said.line_breaks) for layer in layers]
     texts = join(found, said.separator) if said.all_of else first(found, len(batch))
     if recipe.caption_cleaning is not None:
         names = texts.dictionary_encode()
@@ -32,8 +33,12 @@ def captions(recipe: Recipe, batch: pa.RecordBatch, draws: Draws) -> pa.StringAr
     return texts
 
 
-def candidates(recipe: Recipe, batch: pa.RecordBatch) -> list[list[tuple[str, Fraction]]]:
-    """Every caption that each row may have, with how likely it is; none for a row without one. Dropout apart.
+Choices = list[tuple[str, Fraction]]
+"""Texts of which one is drawn, each with how likely it is."""
+
+
+def candidates(recipe: Recipe, batch: pa.RecordBatch) -> list[Choices]:
+    """Every caption that each row may have; none for a row without one. Dropout apart.
 
     Captions of all_of are not drawn one by one here: where they are to be, the result means nothing.
     """
@@ -41,30 +46,51 @@ def candidates(recipe: Recipe, batch: pa.RecordBatch) -> list[list[tuple[str, Fr
     if (said.texts == "first" and said.line_breaks != "draw") or said.all_of:
         plain = captions(recipe, batch, Draws(batch.column("key"), 0, 0)).to_pylist()
         return [[(text, Fraction(1))] if text else [] for text in plain]
-    found: list[list[tuple[str, Fraction]]] = [[] for _ in range(len(batch))]
-    for layer in said.first_of:
-        rows = rows_of(batch, layer)
-        for row, answer in zip(found, [] if rows is None else rows.to_pylist(), strict=rows is not None):
-            if row or answer is None or answer["error"] or answer["verdict"] == "rejected":
-                continue
-            texts = answer["texts"] or []
-            texts = [text for text in (texts if said.texts == "draw" else texts[:1]) if text]
-            for text in texts:
-                lines = _lines_of(text, said.line_breaks)
-                row += [(line, Fraction(1, len(lines) * len(texts))) for line in lines]
+    layers = [_choices(recipe, batch, layer) for layer in said.first_of]
+    found: list[Choices] = [next(filter(None, choices), []) for choices in zip(*layers, strict=True)]
     if recipe.caption_cleaning is None:
         return found
-    return [[(recipe.caption_cleaning.caption(text)[0], likely) for text, likely in row] for row in found]
+    return [[(recipe.caption_cleaning.caption(text)[0], likely) for text, likely in choices] for choices in found]
 
 
-def _lines_of(text: str, line_breaks: str) -> Sequence[str]:
-    if line_breaks == "keep" or not _BREAK.search(text):
-        return [text]
-    return _spoken(text) if line_breaks == "draw" else [" ".join(_spoken(text))]
+def _choices(recipe: Recipe, batch: pa.RecordBatch, layer: str) -> list[Choices]:
+    """What each row of a layer may say: each of its texts as often, and each line of a text."""
+    said, rows = recipe.captions, rows_of(batch, layer)
+    if rows is None:
+        return [[] for _ in range(len(batch))]
+    columns = [pc.struct_field(rows, name) for name in ("texts", "verdict")]
+    found: list[Choices] = []
+    for good, texts, verdict in zip(
+        counting(rows).to_pylist(), *(column.to_pylist() for column in columns), strict=True
+    ):
+        there = texts if good and texts and verdict != "rejected" else []
+        each = [_lines_of(text, said.line_breaks) for text in (there if said.texts == "draw" else there[:1]) if text]
+        each = [lines for lines in each if lines]
+        found.append([(line, Fraction(1, len(lines) * len(each))) for lines in each for line in lines])
+    return found
 
 
-def _texts(batch: pa.RecordBatch, layer: str, which: str, draws: Draws) -> pa.StringArray:
-    """The first text of each row that counts, or any of them."""
+def _drawn(found: list[Choices], chances: Floats) -> pa.StringArray:
+    """One of each row's choices; null where it has none."""
+    texts: list[str | None] = []
+    for choices, chance in zip(found, chances.tolist(), strict=True):
+        place, up_to = 0, 0.0
+        while place < len(choices) - 1 and (up_to := up_to + choices[place][1]) <= chance:
+            place += 1
+        texts.append(choices[place][0] if choices else None)
+    return pa.array(texts, pa.string())
+
+
+def _lines_of(text: str, line_breaks: str) -> list[str]:
+    """The lines of which one is drawn; or the whole text as its only one."""
+    if line_breaks == "draw":
+        return [line.strip() for line in _BREAK.split(text) if line.strip()] if _BREAK.search(text) else [text]
+    whole = _SPACED.sub(" ", text).strip() if line_breaks == "space" and _BREAK.search(text) else text
+    return [whole] if whole else []
+
+
+def _texts(batch: pa.RecordBatch, layer: str) -> pa.StringArray:
+    """The first text of each row that counts."""
     rows = rows_of(batch, layer)
     if rows is None:
         return pa.nulls(len(batch), pa.string())
@@ -73,15 +99,9 @@ def _texts(batch: pa.RecordBatch, layer: str, which: str, draws: Draws) -> pa.St
     lengths = pc.list_value_length(texts)
     some = pc.fill_null(pc.greater(lengths, 0), False)
     said = pc.and_(pc.and_(counting(rows), kept), some)
-    most = pc.max(lengths).as_py() or 0
-    if most == 1 and not texts.values.null_count and said.equals(some):
+    if pc.max(lengths).as_py() == 1 and not texts.values.null_count and said.equals(some):
         return none_if_empty(_only_ones(texts, said))
-    places = texts.offsets[:-1]
-    if which == "draw" and most > 1:
-        counts = pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
-        chosen = (draws.uniform(f"text of {layer}") * counts).astype(np.int32)
-        places = pa.array(places.to_numpy() + chosen)
-    return none_if_empty(texts.values.take(pc.if_else(said, places, None)))
+    return none_if_empty(texts.values.take(pc.if_else(said, texts.offsets[:-1], None)))
 
 
 def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
@@ -93,20 +113,10 @@ def _only_ones(texts: pa.ListArray, said: pa.BooleanArray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), values.buffers()[2], valid)
 
 
-def _lines(texts: pa.StringArray, line_breaks: str, layer: str, draws: Draws) -> pa.StringArray:
-    if line_breaks == "keep":
-        return texts
+def _lines(texts: pa.StringArray, line_breaks: str) -> pa.StringArray:
+    """With line breaks as they are, or each a space, as `_lines_of` does."""
     broken = pc.match_substring_regex(texts, r"[\r\n]")
-    if not pc.any(broken).as_py():
+    if line_breaks == "keep" or not pc.any(broken).as_py():
         return texts
-    if line_breaks == "space":
-        whole = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s*[\r\n]\s*", " "))
-        return none_if_empty(pc.if_else(broken, whole, texts))
-    lines = [_lines_of(text, line_breaks) if text else () for text in texts.to_pylist()]
-    chances = draws.uniform(f"line of {layer}")
-    drawn = [one[int(chance * len(one))] if one else None for one, chance in zip(lines, chances, strict=True)]
-    return pa.array(drawn, pa.string())
-
-
-def _spoken(text: str) -> Sequence[str]:
-    return [line.strip() for line in _BREAK.split(text) if line.strip()]
+    whole = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _SPACED.pattern, " "))
+    return none_if_empty(pc.if_else(broken, whole, texts))

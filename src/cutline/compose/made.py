@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cutline.compose import tag_lists, wildcards
 from cutline.compose.caption_texts import captions
-from cutline.compose.columns import counting, first, join, rows_of
+from cutline.compose.columns import counting, first, join, none_if_empty, rows_of
 from cutline.compose.draws import Draws
 from cutline.compose.recipe import Recipe, Text
 from cutline.compose.tag_lists import TagLists
@@ -95,7 +95,7 @@ class Made:
             else:
                 place = pc.index_in(pc.struct_field(rows, "rating"), value_set=pa.array(said, pa.string()))
                 words = pa.array(said.values(), pa.string()).take(place)
-            found.append(pc.if_else(counting(rows), words, None))
+            found.append(none_if_empty(pc.if_else(counting(rows), words, None)))
         return first(found, len(self.batch))
 
 
@@ -156,17 +156,12 @@ class Draw:
     def _parts(self) -> dict[str, pa.StringArray]:
         return {name: self._part(name) for name in dict.fromkeys(part for order in self._orders for part in order)}
 
-    @cached_property
-    def _columns(self) -> dict[str, pa.StringArray]:
-        return {}
-
     def _part(self, name: str) -> pa.StringArray:
-        if name not in self._columns:
-            column = self.made.part(name)
-            if name == "caption" and self.text.wildcards:
-                column = self._drawn(column, "caption wildcards")
-            self._columns[name] = column
-        return self._columns[name]
+        return self._caption if name == "caption" and self.text.wildcards else self.made.part(name)
+
+    @cached_property
+    def _caption(self) -> pa.StringArray:
+        return self._drawn(self.made.part("caption"), "caption wildcards")
 
     @cached_property
     def _chosen(self) -> pa.Int64Array:

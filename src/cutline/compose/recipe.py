@@ -207,6 +207,17 @@ class Recipe:
                     tables[name] = replace(table, **{which: there})
         return replace(self, **tables)
 
+    @property
+    def still(self) -> Recipe:
+        """The recipe without what it leaves to chance: first texts, all lines, nothing shuffled or dropped."""
+        breaks = self.captions.line_breaks
+        captions = replace(
+            self.captions, texts="first", line_breaks="keep" if breaks == "draw" else breaks, dropout=0.0
+        )
+        tags = replace(self.tags, shuffle=False, dropout=0.0, keep=())
+        texts = {name: replace(text, dropout=0.0) for name, text in {"": self.text, **self.outputs}.items()}
+        return replace(self, captions=captions, tags=tags, text=texts.pop(""), outputs=texts)
+
     def fit(self, dataset: Dataset) -> Recipe:
         """The recipe with its score tables fitted to the first layer of tags that has the numbers.
 

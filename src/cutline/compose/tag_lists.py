@@ -23,7 +23,7 @@ from cutline.tags import Numbers, TagRows
 
 _CATEGORIES = {name: place for place, name in enumerate(schemas.TAG_CATEGORIES)}
 _ROW_BITS = 20
-"""Of a 64-bit number that sorts tags by picture and then at random; a batch has fewer pictures than that says."""
+"""Of a 64-bit number that sorts tags by picture and then at random: the quick way, where there are not too many."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _gathered(recipe: Recipe, batch: pa.RecordBatch) -> TagLists:
         free = counting(found).to_numpy(zero_copy_only=False) & (True if said.all_of else ~taken)
         for name in wanted:
             lists = pc.struct_field(found, name)
-            here = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+            here = tags.parents(lists)
             flat = lists.flatten()
             flat = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
             empty = pc.index(flat.dictionary, "").as_py()
@@ -179,10 +179,10 @@ def _put_right(recipe: Recipe, found: TagLists) -> TagLists:
     found = _ordered(recipe, found, all_of=True)
     cleaned: dict[str, Mapping[str, int]] = {}
     rows = TagRows.typed(found.count, found.names, found.rows, found.columns, found.codes)
-    if recipe.vocabulary is not None:
-        rows = recipe.vocabulary.sort(rows)
     if recipe.aliases is not None:
         rows = recipe.aliases.apply(rows)
+    if recipe.vocabulary is not None:
+        rows = recipe.vocabulary.sort(rows)
     if recipe.implications is not None:
         implied = recipe.implications
         rows = implied.drop(rows) if recipe.tags.implied == "drop" else implied.close(rows, recipe.vocabulary)
@@ -201,6 +201,8 @@ def _put_right(recipe: Recipe, found: TagLists) -> TagLists:
         by = pa.array(recipe.tags.replace.values(), pa.string())
         rows = rows.renamed(pc.coalesce(by.take(pc.index_in(rows.names, value_set=known)), rows.names))
         rows = rows.only(np.flatnonzero(rows.codes != pc.index(rows.names, "").as_py()))
+        alike = tags.canonical(rows.names).dictionary_encode().indices.to_numpy()[rows.codes].astype(np.int64)
+        rows = rows.only(np.sort(np.unique(rows.rows * (len(rows.names) + 1) + alike, return_index=True)[1]))
     typed = found.codes[rows.origins]
     codes = np.where(rows.origins < 0, len(found.names) + rows.codes, typed)
     return TagLists(found.count, pa.concat_arrays([found.names, rows.names]), rows.rows, rows.columns, codes, cleaned)
@@ -243,8 +245,12 @@ def _drawn(recipe: Recipe, found: TagLists, draws: Draws) -> TagLists:
     if said.shuffle:
         free = np.flatnonzero(~stays)
         rows = found.rows[free]
+        spare = np.uint64(64 - _ROW_BITS)
         chances = draws.integers("tag shuffle", rows, numbers[free]) >> np.uint64(_ROW_BITS)
-        mixed = np.argsort((rows.astype(np.uint64) << np.uint64(64 - _ROW_BITS)) | chances)
+        if found.count < 1 << _ROW_BITS:
+            mixed = np.argsort((rows.astype(np.uint64) << spare) | chances)
+        else:
+            mixed = np.lexsort((chances, rows))
         order = np.arange(len(found.rows))
         order[free] = free[mixed]
         found = found.only(order)

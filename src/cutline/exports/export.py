@@ -23,7 +23,7 @@ from cutline.dataset.ahead import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest, Rows
 from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 
 BATCH = 16_384
 """Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
@@ -59,6 +59,8 @@ def export(
         raise CutlineError(
             f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
         )
+    if epoch and getattr(plugin, "bake_epochs", 0):
+        raise OptionError("bake_epochs writes the epochs from 1 on; leave --epoch out")
     folder = dataset.home / "exports"
     kept: list[Path] = []
     if not dry_run:
@@ -78,7 +80,7 @@ def export(
     if opens and (absent := dataset.count_without_file()):
         manifest.counts["without_file"] = absent
     manifest.notes.extend(
-        f"the {path.name.partition('-')[2]} that was there is not Cutline's; it is kept as {path}" for path in kept
+        f"the {path.name.partition('-')[2]} that was there is not this dataset's; it is kept as {path}" for path in kept
     )
     inside = Path(os.path.abspath(out)).is_relative_to(dataset.root)
     if inside and not dry_run and manifest.format not in ("kohya", "webdataset"):
@@ -127,7 +129,7 @@ def rows(
 ) -> Iterator[pa.RecordBatch]:
     """The batches that exports are given, with these of `manifest.COLUMNS`, sorted by key."""
     root = dataset.root.as_posix().rstrip("/") + "/"
-    told = AsKohya(recipe, output)
+    told, still = AsKohya(recipe, output), recipe.still
     read = {
         "caption": recipe.captions.first_of or recipe.captions.all_of,
         "tags": recipe.tags.layers,
@@ -142,16 +144,18 @@ def rows(
             uri = batch.column("uri")
             below = pc.binary_join_element_wise(root, uri, "")
             found["path"] = pc.if_else(pc.starts_with(uri, "/"), uri, below)
-        if "caption" in columns:
-            found["caption"] = made.caption
-        if "tags" in columns:
-            found["tags"] = made.tags
+        if not {"caption", "tags"}.isdisjoint(columns):
+            whole = still.make(batch, seed=seed) if recipe.random else made
+            parts = {"caption": whole.caption, "tags": whole.tags}
+            found |= {name: column for name, column in parts.items() if name in columns}
         if "text" in columns:
             found["text"] = made.draw(output).texts
             outputs = {f"text.{name}": made.draw(name).texts for name in recipe.outputs}
         if "entry" in columns:
             found["entry"], reasons = told.entries(made)
         elif "misread" in columns:
+            said = still.make(batch, seed=seed).draw(output).texts if recipe.random else found["text"]
+            found["text"] = pc.if_else(pc.is_valid(said), pc.fill_null(found["text"], ""), None)
             reasons = misread(found["text"])
         if "misread" in columns:
             found["misread"] = pa.array([reason or None for reason in reasons], pa.string())

@@ -20,8 +20,12 @@ from cutline.compose.as_kohya import AsKohya
 from cutline.compose.recipe import Recipe
 from cutline.exports.manifest import Manifest, Rows
 from cutline.exports.writing import refuse, shortened, write_file
+from cutline.files import storage_error
 from cutline.formats import json_columns
-from cutline.options import OptionError, option
+from cutline.options import CutlineError, OptionError, option
+
+_MARK = "# Written by Cutline."
+"""How a dataset config of ours begins."""
 
 _SIZE = pa.list_(pa.int32(), 2)
 
@@ -87,13 +91,19 @@ class Kohya:
         lacking, misread = _Lacking(), _Misread()
         hashes: dict[str, str] = {}
         diff: list[str] = []
+        config = out.with_suffix(".toml")
+        if config in self.beside(out):
+            _refuse_foreign(config)
         for path, epoch in self._files(out):
             given = rows if epoch is None else cast(Rows, rows).epoch(epoch)
             found = Counter[str]()
             hashes[path.name], changed, differs = _written(
-                path, self._entries(given, found, lacking if epoch in (None, 1) else None, misread), dry_run
+                path,
+                self._entries(given, found, *((lacking, misread) if epoch in (None, 1) else ())),
+                dry_run,
             )
-            counts["written" if changed else "unchanged"] += found.pop("entries", 0)
+            entries = found.pop("entries", 0)
+            found["written" if changed else "unchanged"] = entries
             for name, count in found.items():
                 counts[name] = max(counts[name], count)
             diff += differs
@@ -102,10 +112,10 @@ class Kohya:
         notes = misread.notes()
         if not self._apart and isinstance(rows, Rows):
             notes = [*self._cannot(rows.recipe), *notes]
-            config = out.with_suffix(".toml")
-            if not dry_run and config in self.beside(out):
+            if config in self.beside(out):
                 lines = self._config(rows, out)
-                hashes[config.name], _, _ = write_file(config, partial(_write_config, lines), dry_run=False)
+                hashes[config.name], _, differs = write_file(config, partial(_write_config, lines), dry_run=dry_run)
+                diff += differs
                 notes.append(f"for the trainer: --dataset_config {config}")
         if self.missing and not dry_run:
             hashes["missing.json"], _, _ = write_file(out.with_name("missing.json"), lacking.write, dry_run=False)
@@ -130,20 +140,28 @@ class Kohya:
     def _config(self, rows: Rows, out: Path) -> list[bytes]:
         """The dataset config, line by line."""
         options = {} if self.bake_epochs else AsKohya(rows.recipe, self.output).options
-        lines = [
-            "# Written by Cutline. Resolution, batch size and the like are yours to add, here or on the command line.",
-            "[[datasets]]",
-        ]
+        lines = [f"{_MARK} Resolution, batch size and the like are yours to add, here or on the command line."]
         if self.bake_epochs > 1:
-            lines.insert(1, f"# One epoch of the trainer goes through all {self.bake_epochs} epochs of the recipe.")
-        for path, _ in self._files(out):
+            lines += [
+                f"# One epoch of the trainer goes through all {self.bake_epochs} epochs of the recipe. Do not let it",
+                "# cache text encoder outputs on the disk: those go by the picture, which has other texts in each.",
+            ]
+        for path, _ in self._files(out):  # each a dataset, since in one dataset a picture has one text
             said = {"metadata_file": os.path.abspath(path), "image_dir": str(rows.root), **options}
-            lines += ["", "[[datasets.subsets]]"]
-            lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()]
+            lines += [
+                "",
+                "[[datasets]]",
+                "[[datasets.subsets]]",
+                *(f"{key} = {_toml(value)}" for key, value in said.items()),
+            ]
         return [f"{line}\n".encode() for line in lines]
 
     def _entries(
-        self, rows: Iterator[pa.RecordBatch], counts: Counter[str], lacking: _Lacking | None, misread: _Misread
+        self,
+        rows: Iterator[pa.RecordBatch],
+        counts: Counter[str],
+        lacking: _Lacking | None = None,
+        misread: _Misread | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """name, caption, tags, image_size, train_resolution of those pictures that have words."""
         text = "text" if self.bake_epochs else "entry"
@@ -159,7 +177,8 @@ class Kohya:
                 caption, tags = (batch.column(part).cast(pa.string()) for part in ("caption", "tags"))
             else:
                 caption, tags = batch.column(text), pa.nulls(len(batch), pa.string())
-                misread.add(name, batch.column("misread"))
+                if misread is not None:
+                    misread.add(name, batch.column("misread"))
             if self.caption_from_tags:
                 caption = pc.coalesce(caption, tags)
             turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
@@ -264,6 +283,31 @@ def _refuse_shared(given: pa.Table) -> None:
 def _written(path: Path, entries: Iterator[pa.RecordBatch], dry_run: bool) -> tuple[str, bool, list[str]]:
     writer = {".json": _write_object, ".jsonl": _write_lines, ".parquet": _write_parquet}[path.suffix]
     return write_file(path, lambda handle: writer(handle, entries), dry_run=dry_run)
+
+
+def _toml(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CutlineError(f"{text} cannot be named in TOML, which is UTF-8; rename the folder") from None
+    return text
+
+
+def _refuse_foreign(config: Path) -> None:
+    """Refuse to write over a file that may be someone's recipe."""
+    try:
+        with config.open("rb") as handle:
+            ours = handle.read(len(_MARK)) == _MARK.encode()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(config, error) from error
+    if not ours:
+        raise CutlineError(
+            f"nothing was written: the dataset config would take the place of {config}, which is not Cutline's. "
+            "Choose another name for the metadata file"
+        )
 
 
 def _write_config(lines: list[bytes], handle: IO[bytes]) -> None:

@@ -19,11 +19,11 @@ COLUMNS = ("key", "uri", "path", *PICTURE, "caption", "tags", "text", "train_wid
 
 `uri` is a POSIX path relative to the dataset, or absolute for a picture outside of it; of one that is known from
 metadata only it is the key, and `path` is null. `path` is that file on this machine, or leads into an archive where
-there is an `offset`. `caption`, `tags` and `text` are what the recipe makes, null where it makes nothing; `train_width`
-and `train_height` the trainer's bucket in pixels. Where the recipe reads no layer of theirs, `caption`, `tags` and
-`train_width` are of Arrow's type null. Beside `text` stand the recipe's other outputs, as `text.NAME`. `entry` is the
-caption of a metadata entry from which kohya's trainers draw the recipe's texts, and `misread` why they would not, null
-where they do.
+there is an `offset`. `text` is what the recipe makes, null where it makes nothing, and `caption` and `tags` its parts
+without what it leaves to chance; `train_width` and `train_height` are the trainer's bucket in pixels. Where the recipe
+reads no layer of theirs, `caption`, `tags` and `train_width` are of Arrow's type null. Beside `text` stand the recipe's
+other outputs, as `text.NAME`. `entry` is the caption of a metadata entry from which kohya's trainers draw the recipe's
+texts, and `misread` why they would not, null where they do.
 """
 
 
