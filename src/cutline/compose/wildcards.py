@@ -1,7 +1,7 @@
 """Wildcards: `{a|b}` in a text is one of its choices. They may hold wildcards; `{{a|b}}` is `{a|b}` as it stands.
 
-A brace that has no partner stands for itself, as does a pair without `|`, and as do the braces and bars that lie in more
-than a hundred others: nothing that people wrote goes missing.
+A brace that has no partner stands for itself, as does a pair without `|`, and whatever lies in more than a hundred
+pairs: nothing that people wrote goes missing.
 """
 
 from __future__ import annotations
