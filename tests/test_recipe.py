@@ -277,6 +277,23 @@ def test_template_with_conditions() -> None:
     assert texts(recipe, rows) == ["A girl. of miku. Tags: [solo]", "A picture. Tags: [hat]", None]
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("[x [[{tags}]]]", "x [t]"),
+        ("[[[{tags}]]]", "[t]"),
+        ("[[{tags}]]", "[t]"),
+        ("[a [b {tags}]]", "a b t"),
+        ("[a [[b [c [[{tags}]]]]]]", "a [b c [t]]"),
+        ("[{caption}[[|[[{tags}]]]", "[t]"),
+    ],
+)
+def test_brackets_inside_of_conditions(template: str, said: str) -> None:
+    rows = batch(captions_a=[None], tags_a=[{"general": ["t"]}])
+    both = '[captions]\nfirst_of = ["captions/a"]\n' + TAGS_A
+    assert texts(f'{both}[text]\ntemplate = "{template}"', rows) == [said]
+
+
 def test_several_outputs() -> None:
     rows = batch(captions_a=[{"texts": ["c"]}], tags_a=[{"general": ["t"]}])
     recipe = (
