@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import tomllib
 from collections import Counter
@@ -276,6 +277,23 @@ def test_template_with_conditions() -> None:
     assert texts(recipe, rows) == ["A girl. of miku. Tags: [solo]", "A picture. Tags: [hat]", None]
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("[x [[{tags}]]]", "x [t]"),
+        ("[[[{tags}]]]", "[t]"),
+        ("[[{tags}]]", "[t]"),
+        ("[a [b {tags}]]", "a b t"),
+        ("[a [[b [c [[{tags}]]]]]]", "a [b c [t]]"),
+        ("[{caption}[[|[[{tags}]]]", "[t]"),
+    ],
+)
+def test_brackets_inside_of_conditions(template: str, said: str) -> None:
+    rows = batch(captions_a=[None], tags_a=[{"general": ["t"]}])
+    both = '[captions]\nfirst_of = ["captions/a"]\n' + TAGS_A
+    assert texts(f'{both}[text]\ntemplate = "{template}"', rows) == [said]
+
+
 def test_several_outputs() -> None:
     rows = batch(captions_a=[{"texts": ["c"]}], tags_a=[{"general": ["t"]}])
     recipe = (
@@ -433,6 +451,9 @@ def test_nothing_is_lost_doubled_or_leaked(
 # -- the file -------------------------------------------------------------------------------------------------
 
 
+EITHER = '[text]\neither = [["tags"], ["tags.artist"]]\nweights = '
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -469,6 +490,26 @@ def test_nothing_is_lost_doubled_or_leaked(
         ('[captions]\nfirst_of = ["captions/a"]\n[words]\nquality = "kohaku"', r"name some in \[tags\]"),
         ('[tags]\nfirst_of = ["tags/a"]\n[outputs."a/b"]\norder = ["tags"]', "becomes an extension"),
         ('text = "tags"\n[tags]\nfirst_of = ["tags/a"]', "text is a table"),
+        (TAGS_A + "dropout = true", r"\[tags\] dropout is a number, not True"),
+        (TAGS_A + "dropout = nan", "not between 0 and 1"),
+        (TAGS_A + 'shuffle = "no"', "shuffle is true or false, not 'no'"),
+        (TAGS_A + "shuffle = true\nkeep = true", "keep is a number of tags, or a list of categories, not True"),
+        (TAGS_A + 'shuffle = true\nkeep = "2"', "keep is a number of tags, or a list of categories, not '2'"),
+        (TAGS_A + 'shuffle = true\norder = ["general"]\nkeep = ["artist"]', "'artist', which order leaves out"),
+        (TAGS_A + 'blacklist = ["a", " "]', "blacklist has an empty pattern"),
+        (TAGS_A + '[text]\neither = [["tags"], ["tags"]]', "either says an order twice: .* weights"),
+        (TAGS_A + EITHER + "[nan, 1]", r"weights = \[nan, 1.0\]: one for each of either, finite"),
+        (TAGS_A + EITHER + "[inf, 1]", "one for each of either, finite"),
+        (TAGS_A + EITHER + "[1e308, 1e308]", "one for each of either, finite"),
+        (TAGS_A + EITHER + "[-1, 2]", "from 0 up"),
+        (TAGS_A + EITHER + "[true, 2]", "weights is a list of numbers"),
+        (TAGS_A + '[text]\ntemplate = "{tags}"\nseparator = "; "', r"\[text\] separator does nothing"),
+        (TAGS_A + '[outputs.x]\ntemplate = "{tags}"\nseparator = "; "', r"\[outputs.x\] separator does nothing"),
+        (TAGS_A + 'clean = "none"', r"\[tags\] clean: no cleaning is called 'none'. There are: "),
+        ('[captions]\nfirst_of = ["captions/a"]\nclean = "no.toml"', r"\[captions\] clean: .*cannot read the cleaning"),
+        (TAGS_A + 'aliases = "none.csv"', r"\[tags\] aliases: cannot read none.csv"),
+        (TAGS_A + 'implications = "none.txt"', r"\[tags\] implications: none.txt is none of .csv"),
+        (TAGS_A + 'vocabulary = "none.json"', r"\[tags\] vocabulary: cannot read none.json"),
     ],
 )
 def test_recipe_refuses_what_it_does_not_know(tmp_path: Path, text: str, message: str) -> None:
@@ -476,6 +517,16 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path, text: str, message
     with pytest.raises(RecipeError, match=message) as refusal:
         Recipe.from_toml(tmp_path / "r.toml")
     assert "r.toml" in str(refusal.value)
+
+
+@pytest.mark.parametrize("ending", ["", ".csv", ".toml", ".json"])
+@pytest.mark.parametrize("key", ["[tags] aliases", "[tags] implications", "[tags] clean", "[words] quality"])
+def test_name_too_long_for_a_file_is_refused(tmp_path: Path, key: str, ending: str) -> None:
+    table, name = key.split()
+    said = f'{name} = "{"x" * 5000}{ending}"\n'
+    (tmp_path / "r.toml").write_text(TAGS_A + (f"[words]\n{said}" if table == "[words]" else said))
+    with pytest.raises(RecipeError, match=re.escape(key)):
+        Recipe.from_toml(tmp_path / "r.toml")
 
 
 def test_recipe_file(tmp_path: Path) -> None:
@@ -496,6 +547,23 @@ def test_recipe_file(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(recipe.toml())
     assert Recipe.from_toml(tmp_path / "r.toml") == recipe == Recipe.parse(recipe.settings())
     assert recipe.settings() == said
+
+
+def test_recipe_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(TAGS_A, "utf-8-sig")
+    assert Recipe.from_toml(tmp_path / "r.toml") == parse(TAGS_A)
+
+
+def test_recipe_of_tables_is_the_one_of_their_file() -> None:
+    rows = batch(captions_a=[{"texts": ["c"]}], tags_a=[{"general": ["t"]}])
+    made = Recipe(Captions(("captions/a",)), Tags(("tags/a",)), outputs={"x": Text(prefix="p")})
+    read = parse('[captions]\nfirst_of = ["captions/a"]\n' + TAGS_A + '[outputs.x]\nprefix = "p"')
+    for output in ("", "x"):
+        assert made.text_of(output) == read.text_of(output)
+        assert made.compose(rows, seed=0, output=output).equals(read.compose(rows, seed=0, output=output))
+    assert made.compose(rows, seed=0).to_pylist() == ["t, c"]
+    with pytest.raises(RecipeError, match="reads no layer"):
+        Recipe().compose(rows, seed=0)
 
 
 def test_default_recipe_guesses_nothing() -> None:

@@ -2,7 +2,8 @@
 
 `{name}` is a gap. `[…]` is a piece that is written only where every gap in it has something to fill it, and `[…|…]` is
 the first of several such pieces that can be written: `a picture[ by {tags.artist}| by nobody known]`. Pieces may hold
-pieces. `{{ }} [[ ]] ||` are these characters themselves.
+pieces. `{{ }} [[ ]] ||` are these characters themselves; within a piece, `]]` is only where it closes a `[[` of that
+piece, and else ends two pieces.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import pyarrow.compute as pc
 
 from cutline.options import OptionError
 
-_TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\|\||\{[^{}\[\]|]*\}|[\[\]{}|]|[^\[\]{}|]+")
-
-_BRACKET = re.compile(r"\]")
+_TOKEN = re.compile(r"\{\{|\}\}|\[\[|\|\||\{[^{}\[\]|]*\}|[\[\]{}|]|[^\[\]{}|]+")
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,15 @@ def _empty(length: int) -> pa.StringArray:
 def _parts(text: str, tokens: list[re.Match[str]], place: int, inside: bool = False) -> tuple[tuple[_Part, ...], int]:
     """The parts from a place on, up to the end of the piece that they are in."""
     parts: list[_Part] = []
+    doubled = 0  # [[ in this piece that no ]] has closed
     while place < len(tokens):
         token = tokens[place][0]
-        if inside and token in ("]", "|", "]]"):
+        after = tokens[place + 1][0] if place + 1 < len(tokens) else ""
+        if token == after == "]" and (doubled or not inside):
+            token, place, doubled = "]]", place + 1, doubled - 1
+        if inside and token in ("]", "|"):
             break
+        doubled += token == "[["
         if token == "[":
             choice, place = _choice(text, tokens, place)
             parts.append(choice)
@@ -144,9 +148,6 @@ def _choice(text: str, tokens: list[re.Match[str]], place: int) -> tuple[_Choice
         pieces.append(piece)
         if place == len(tokens):
             raise _unpaired(text, opening)
-        if tokens[place][0] == "]]":  # of this piece and the one around it, not an escape
-            halves = [_BRACKET.match(text, tokens[place].start() + side) for side in (0, 1)]
-            tokens[place : place + 1] = [half for half in halves if half]
         if tokens[place][0] == "]":
             return _Choice(tuple(pieces)), place + 1
 

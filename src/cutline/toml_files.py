@@ -25,7 +25,7 @@ def read(path: str | Path, what: str) -> dict[str, Any]:
     """What someone's own TOML file says. Raises CutlineError, naming the file; `what` says what it should have been."""
     path = Path(path).expanduser()
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))  # Notepad writes a byte-order mark
     except OSError as error:
         raise CutlineError(f"cannot read the {what} {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -315,17 +317,21 @@ class Recipe:
         return self.make(batch, seed=seed, epoch=epoch).draw(output).texts
 
     def text_of(self, output: str) -> Text:
-        """How an output is put together. Raises RecipeError where there is none of that name."""
+        """How an output is put together, its order spelt out. Raises RecipeError where there is none of that name."""
         if output and output not in self.outputs:
             raise RecipeError(f"the recipe has no output '{output}'. It has: {', '.join(self.outputs) or 'none'}")
-        return self.outputs[output] if output else self.text
+        return self._spelt(self.outputs[output] if output else self.text)
+
+    def _spelt(self, text: Text) -> Text:
+        """A text with the order that it has unless it says another. Raises RecipeError where no layer is read."""
+        if not any(part in PARTS for part in self.parts):
+            raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
+        return text if text.order or text.either or text.template else replace(text, order=self.parts)
 
     def _checked(self) -> Recipe:
         """The recipe with its orders spelt out. Raises RecipeError for what does not fit together."""
         for kind, table in (("captions", self.captions), ("tags", self.tags), ("latents", self.latents)):
             _check_layers(kind, table)
-        if not any(part in PARTS for part in self.parts):
-            raise RecipeError('it reads no layer. Name one: [captions] first_of = ["captions/…"]')
         if self.captions.separator != " " and not self.captions.all_of:
             raise RecipeError("[captions] separator stands between those of all_of, and there is none")
         if self.words and not self.tags.layers:
@@ -341,7 +347,17 @@ class Recipe:
         for name in outputs:
             if not name.replace("-", "_").isidentifier():
                 raise RecipeError(f"[outputs.{name}]: an output's name is one word, since it becomes an extension")
-        return replace(self, text=text, outputs=outputs)
+        checked = replace(self, text=text, outputs=outputs)
+        checked._read()
+        return checked
+
+    def _read(self) -> None:
+        """Read the tables that it names. Raises RecipeError, naming the key, where one cannot be read."""
+        for key, name in _READ.items():
+            try:
+                getattr(self, name)
+            except CutlineError as error:
+                raise RecipeError(f"{key}: {error}") from None
 
     def _ordered(self, where: str, text: Text) -> Text:
         """A text with its default order spelt out, and checked."""
@@ -349,8 +365,7 @@ class Recipe:
         said = [name for name in ("order", "either", "template") if getattr(text, name)]
         if len(said) > 1:
             raise RecipeError(f"{where} has {' and '.join(said)}; it can do one of the two")
-        if not said:
-            text = replace(text, order=self.parts)
+        text = self._spelt(text)
         known = (*self.parts, *(f"tags.{name}" for name in self.tags.order if self.tags.layers))
         try:
             used = text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
@@ -364,13 +379,29 @@ class Recipe:
                 raise RecipeError(f"{where}: an order names each part once, and one at least, not {list(order)}")
             if "tags" in order and any(part.startswith("tags.") for part in order):
                 raise RecipeError(f"{where}: 'tags' are all of them; beside it, single categories say them twice")
-        if text.weights and (len(text.weights) != len(text.either) or min(text.weights) < 0 or not sum(text.weights)):
-            raise RecipeError(f"{where} weights = {list(text.weights)}: one for each of either, from 0 up, not all 0")
+        if len(set(text.either)) < len(text.either):
+            raise RecipeError(f"{where} either says an order twice: say it once, and how often in weights")
+        weights = text.weights
+        if weights and (len(weights) != len(text.either) or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+            raise RecipeError(
+                f"{where} weights = {list(weights)}: one for each of either, finite, from 0 up, not all 0"
+            )
+        if text.template and text.separator != Text.separator and not (text.prefix or text.suffix):
+            raise RecipeError(
+                f"{where} separator does nothing: a template has its own, and there is no prefix or suffix"
+            )
         return text
 
 
 _TABLES: dict[str, type] = {"captions": Captions, "tags": Tags, "latents": Latents, "text": Text}
 _FILES = ("aliases", "implications", "vocabulary", "clean")
+_READ = {
+    "[captions] clean": "caption_cleaning",
+    "[tags] clean": "tag_cleaning",
+    "[tags] aliases": "aliases",
+    "[tags] implications": "implications",
+    "[tags] vocabulary": "vocabulary",
+}
 
 
 def default_recipe(layer_names: Iterable[str]) -> Recipe:
@@ -413,7 +444,7 @@ def find_recipe(dataset: Dataset, name: str) -> Recipe:
     if not name:
         return default_recipe([layer for layer in dataset.layers() if dataset.layer(layer).parts()])
     for path in (Path(name).expanduser(), dataset.home / "recipes" / f"{name}.toml"):
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path.is_file, not stopped by a name that is too long
             return Recipe.from_toml(path).fit(dataset)
     known = toml_files.presets("recipes")
     if name in known:
@@ -429,21 +460,46 @@ def find_recipe(dataset: Dataset, name: str) -> Recipe:
 
 def _table(name: str, kind: type[T], given: object, base: Path | None) -> T:
     table = dict(_mapping(f"[{name}]", given))
-    for key in ("first_of", "all_of", "order", "blacklist", "either", "weights"):
-        if isinstance(table.get(key), str):
-            raise RecipeError(f"[{name}] {key} is a list of strings, not {table[key]!r}")
+    for one in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if one.name in table and not _fits(one, said := table[one.name]):
+            wanted = _KINDS.get(one.name) or _KINDS[type(one.default).__name__]
+            raise RecipeError(f"[{name}] {one.name} is {wanted}, not {said!r}")
     for key in _FILES:
-        if base is not None and isinstance(said := table.get(key), str) and (base / said).is_file():
-            table[key] = str(base / said)
+        if isinstance(said := table.get(key), str):
+            table[key] = _at(base, said)
     try:
         return options.fill(kind, table, name=f"[{name}]")
     except OptionError as error:
         raise RecipeError(str(error)) from None
 
 
+_KINDS = {
+    "keep": "a number of tags, or a list of categories",
+    "either": "a list of orders",
+    "weights": "a list of numbers",
+    "tuple": "a list of strings",
+    "float": "a number",
+    "bool": "true or false",
+}
+"""What a key is, by its name or else the type of its default."""
+
+
+def _fits(one: dataclasses.Field[Any], said: object) -> bool:
+    """Whether a key is said as what it is; `options.fill` alone takes text for lists and numbers, and true for 1."""
+    if isinstance(one.default, bool):
+        return isinstance(said, bool)
+    every = said if one.name == "weights" and isinstance(said, list) else [said]
+    return not (isinstance(one.default, (float, tuple)) and any(isinstance(value, (bool, str)) for value in every))
+
+
+def _at(base: Path | None, said: str) -> str:
+    """The file of that path in the recipe's folder, or what was said: a name, or a path from elsewhere."""
+    return str(base / said) if base is not None and os.path.isfile(base / said) else said
+
+
 def _word(name: str, given: object, base: Path | None) -> str | dict[str, str]:
     if isinstance(given, str):
-        path = str(base / given) if base is not None and (base / given).is_file() else given
+        path = _at(base, given)
         try:
             scores.find(path)
         except CutlineError as error:
@@ -491,6 +547,10 @@ def _check_tags(tags: Tags) -> None:
                 raise RecipeError(f"[tags] {where} names '{name}'; there are: {known}")
         if len(set(names)) < len(names):
             raise RecipeError(f"[tags] {where} names something twice: {', '.join(names)}")
+    if away := [name for name in kept if name not in tags.order]:
+        raise RecipeError(f"[tags] keep names '{away[0]}', which order leaves out")
+    if any(not pattern.strip() for pattern in tags.blacklist):
+        raise RecipeError("[tags] blacklist has an empty pattern; name a tag, with * for anything")
     if not tags.order:
         raise RecipeError(f"[tags] order is empty; there are: {', '.join(schemas.TAG_CATEGORIES)}")
     if tags.keep and not (tags.shuffle or tags.dropout):

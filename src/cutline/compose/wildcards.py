@@ -1,15 +1,22 @@
 """Wildcards: `{a|b}` in a text is one of its choices. They may hold wildcards; `{{a|b}}` is `{a|b}` as it stands.
 
-A brace that has no partner stands for itself, as does a pair without `|`: nothing that people wrote goes missing.
+A brace that has no partner stands for itself, as does a pair without `|`, and whatever lies in more than a hundred
+pairs: nothing that people wrote goes missing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Pick = Callable[[int], int]
 """Given a number of choices, a number from 0 up to it."""
+
+DEEPEST = 100
+"""Pairs of braces within each other; those further in are text."""
+
+_PIECE = re.compile(r"[{|}]|[^{|}]+")
 
 
 @dataclass
@@ -53,7 +60,7 @@ def flat(text: str) -> tuple[str, bool]:
                 "{",
                 "}",
             )
-            nothing |= any(not "".join(map(str, row)).strip() for row in part.choices)
+            nothing |= any(all(isinstance(one, str) and not one.strip() for one in row) for row in part.choices)
         else:
             inner = part.doubled or part
             plain = "|".join("".join(one if isinstance(one, str) else "\0" for one in row) for row in inner.choices)
@@ -64,33 +71,38 @@ def flat(text: str) -> tuple[str, bool]:
 
 
 def _parsed(text: str) -> list[str | _Pair]:
+    pieces = list(_PIECE.finditer(text))
+    paired = _paired(pieces)
     whole = _Pair(-1)
-    open_ = [whole]
-    for place, character in enumerate(text):
-        if character == "{":
-            open_.append(_Pair(place))
-        elif character == "|" and len(open_) > 1:
-            open_[-1].choices.append([])
-        elif character == "}" and len(open_) > 1:
+    open_, deeper = [whole], 0
+    for number, piece in enumerate(pieces):
+        character = piece[0]
+        brace = number in paired
+        if brace and (deeper or (character == "{" and len(open_) > DEEPEST)):
+            deeper += 1 if character == "{" else -1
+            brace = False
+        if brace and character == "{":
+            open_.append(_Pair(piece.start()))
+        elif brace:
             pair = open_.pop()
-            pair.end = place
+            pair.end = piece.start()
             open_[-1].choices[-1].append(pair)
+        elif character == "|" and len(open_) > 1 and not deeper:
+            open_[-1].choices.append([])
         else:
-            _add(open_[-1].choices[-1], character)
-    while len(open_) > 1:  # those without a partner, as they were written
-        pair = open_.pop()
-        _add(open_[-1].choices[-1], "{")
-        for number, row in enumerate(pair.choices):
-            for part in (*(["|"] if number else []), *row):
-                _add(open_[-1].choices[-1], part)
+            open_[-1].choices[-1].append(character)
     return whole.choices[0]
 
 
-def _add(row: list[str | _Pair], part: str | _Pair) -> None:
-    if isinstance(part, str) and row and isinstance(last := row[-1], str):
-        row[-1] = last + part
-    else:
-        row.append(part)
+def _paired(pieces: list[re.Match[str]]) -> set[int]:
+    """Which pieces are braces that have a partner."""
+    found, open_ = set[int](), list[int]()
+    for number, piece in enumerate(pieces):
+        if piece[0] == "{":
+            open_.append(number)
+        elif piece[0] == "}" and open_:
+            found |= {open_.pop(), number}
+    return found
 
 
 def _drawn(parts: list[str | _Pair], pick: Pick) -> str:
