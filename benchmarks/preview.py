@@ -1,9 +1,9 @@
 """A preview of a whole dataset against its tokenizer alone: what everything else that it tells costs.
 
 The baseline gives composed texts (200,000 of them) to the bare tokenizer of CLIP, `encode_batch_fast` in batches and on
-all cores, and nothing else; they were composed before and lie in a file. A preview starts from the dataset: it composes the
-texts, counts their tokens for both encoders of SDXL, compares ways to join tags and captions, follows every tag, finds
-equal texts and all the rest. Taken in turns; the median of the ratios counts.
+all cores, and nothing else; they were composed before and lie in a file. A preview starts from the dataset: it composes
+the texts, counts their tokens for both encoders of SDXL, compares ways to join tags and captions, follows every tag,
+finds equal texts and all the rest. Taken in turns; the median of the ratios counts.
 
     python benchmarks/preview.py               # a million posts: a quarter of an hour on two cores
     python benchmarks/preview.py -n 50000
