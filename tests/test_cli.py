@@ -175,7 +175,11 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
     [
         (["status", "."], 1, "cutline add "),
         (["add", "nowhere"], 1, "there is no"),
-        (["add", "photos", "--from", "nothing"], 2, "there are: booru, coco, folder, imagefolder, kohya, kohya_toml, webdataset"),
+        (
+            ["add", "photos", "--from", "nothing"],
+            2,
+            "there are: booru, coco, folder, imagefolder, kohya, kohya_toml, webdataset",
+        ),
         (["annotate", "photos", "nothing"], 2, "there are: blip, echo, facts"),
         (["annotate", "photos", "echo", "-o", "say=x"], 2, "It has: open, says, seconds"),
         (["annotate", "photos", "echo", "-o", "open=perhaps"], 2, "does not fit"),

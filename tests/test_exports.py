@@ -475,3 +475,29 @@ def test_apart_leaves_nothing_to_chance(tmp_path: Path) -> None:
         "caption 1",
         "caption 2",
     }
+
+
+def test_what_a_recipe_does_not_find_is_said(tmp_path: Path) -> None:
+    make(tmp_path / "photos", "a.png", "b.png")
+    for name in "ab":
+        (tmp_path / "photos" / f"{name}.txt").write_text("one, two")
+    dataset = Dataset(tmp_path / "photos")
+    dataset.add(Folder(tmp_path / "photos", sidecars="tags"))
+    tags: dict[str, Any] = {"first_of": ["tags/sidecar"], "order": ["character", "general"]}
+    manifest = export(dataset, Kohya(), tmp_path / "m.json", recipe=Recipe.parse({"tags": tags}))
+    assert manifest.counts["without_text"] == 2
+    assert any("no tags but unsorted ones" in note for note in manifest.notes)
+    tags = {"first_of": ["tags/sidecar"], "shuffle": True, "keep": ["character"]}
+    manifest = export(dataset, Kohya(), tmp_path / "n.json", recipe=Recipe.parse({"tags": tags}))
+    assert any("keeps nothing: no picture has a tag in character" in note for note in manifest.notes)
+    assert not any("unsorted" in note for note in manifest.notes)
+
+
+def test_sidecars_of_before_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "b.png")
+    Sidecar().write(rows(tmp_path, {"a.png": "one", "b.png": "two"}), tmp_path / "out")
+    again = Sidecar(mode="overwrite").write(rows(tmp_path, {"a.png": "new", "b.png": None}), tmp_path / "out")
+    assert (again.counts["written"], again.counts["without_text"]) == (1, 1)
+    assert "b.txt" in again.notes[0]
+    skipped = Sidecar().write(rows(tmp_path, {"a.png": "newer", "b.png": "two"}), tmp_path / "out")
+    assert "-o mode=overwrite" in skipped.notes[0]

@@ -34,7 +34,10 @@ KEEP = "|||"
 MOST_LINES = 64
 """Of one entry."""
 
+_SEVERAL = 'it has several lines, of which the trainer reads one: [captions] line_breaks = "space" makes them one'
+
 _GAP = "\0"  # where the tags go that the trainer moves
+_TAGS = re.compile(r"\{tags(\.\w+)?\}")
 _BLANK = re.compile(r"[{|]\s*[|}]")  # a choice that is nothing
 _JOINT = ", "  # what the trainer joins tags with, whatever caption_separator is
 
@@ -134,6 +137,8 @@ class AsKohya:
                 yield f"it puts {_JOINT!r} around tags that it shuffles or drops, not {text.separator!r}"
             if not self._together:
                 yield "tags that it shuffles or drops stand in one place, and here they stand in several"
+            if any(not _between(text.template, *gap.span()) for gap in _TAGS.finditer(text.template)):
+                yield f"it puts {_JOINT!r} around tags that it shuffles or drops, and the template something else"
             if tags.dropout and text.template:
                 yield "it drops tags after the template was filled, so that all may be gone where a condition saw some"
             if tags.dropout and len(text.orders) > 1:
@@ -384,11 +389,19 @@ def misread(texts: pa.StringArray) -> list[str]:
 
 
 def _misread_one(text: str) -> str:
-    return "it has several lines, of which the trainer reads one" if "\n" in text else ""
+    return _SEVERAL if "\n" in text else ""
 
 
 def _marked(text: str) -> str:
     return "it holds ⦅ or ⦆, which the trainer uses itself" if "⦅" in text or "⦆" in text else ""
+
+
+def _between(template: str, start: int, end: int) -> bool:
+    """Whether a gap may stand between joints, as far as the template alone tells."""
+    before, after = template[:start], template[end:]
+    return before.endswith(("", _JOINT, "[", "]", "|")[bool(before) :]) and after.startswith(
+        ("", _JOINT, "[", "]", "|")[bool(after) :]
+    )
 
 
 def _is_tags(part: str) -> bool:

@@ -23,6 +23,7 @@ from cutline import options, schemas, toml_files
 from cutline.compose import cleaning, scores
 from cutline.compose.cleaning import Cleaning
 from cutline.compose.scores import ScoreTable
+from cutline.layer import identifier
 from cutline.options import CutlineError, OptionError, option
 from cutline.tags import Aliases, Implications, Vocabulary
 from cutline.template import Template
@@ -30,6 +31,8 @@ from cutline.template import Template
 if TYPE_CHECKING:
     from cutline.compose.made import Made
     from cutline.dataset import Dataset
+
+_LOOKED_AT = 100_000  # rows, by which it is judged whether a recipe fits a dataset
 
 PARTS = ("tags", "caption")
 """What a text is made of, besides words and single categories of tags."""
@@ -239,6 +242,30 @@ class Recipe:
                     if layer == there[-1]:
                         raise
         return replace(self, fitted=fitted) if fitted else self
+
+    def remarks(self, dataset: Dataset) -> list[str]:
+        """What of the recipe finds nothing in a dataset, in sentences with what to type."""
+        said, there = self.tags, dataset.layers()
+        layers = [layer for layer in said.layers if layer in there]
+        if not layers:
+            return []
+        named = {name: f"coalesce(len({name}), 0) > 0" for name in schemas.TAG_CATEGORIES}
+        others = [name for name in named if name not in said.order and not (name == "unsorted" and said.vocabulary)]
+        wanted = " or ".join(named[name] for name in said.order)
+        kept = [] if isinstance(said.keep, int) else [named[name] for name in said.keep]
+        counted = ", ".join(f"count(*) filter (({named[name]}) and not ({wanted}))" for name in others) or "0"
+        rows = " union all ".join(f"select * from {identifier(layer)} where error is null" for layer in layers)
+        mine = f"count(*) filter ({' or '.join(kept) or 'true'})"
+        looked = dataset.sql(f"select {counted}, {mine} from (select * from ({rows}) limit {_LOOKED_AT})").fetchall()
+        *alone, stay = looked[0]
+        found = [
+            f"there are pictures with no tags but {name} ones, which [tags] order leaves out: add {name!r} to it"
+            for name, count in zip(others, alone, strict=False)
+            if count
+        ]
+        if kept and not stay:
+            found.append(f"[tags] keep keeps nothing: no picture has a tag in {' or '.join(said.keep)}")  # type: ignore[arg-type]
+        return found
 
     @functools.cached_property
     def tables(self) -> dict[str, ScoreTable]:

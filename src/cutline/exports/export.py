@@ -82,6 +82,7 @@ def export(
     manifest.notes.extend(
         f"the {path.name.partition('-')[2]} that was there is not this dataset's; it is kept as {path}" for path in kept
     )
+    manifest.notes.extend(recipe.remarks(dataset))
     inside = Path(os.path.abspath(out)).is_relative_to(dataset.root)
     if inside and not dry_run and manifest.format not in ("kohya", "webdataset"):
         manifest.notes.append(

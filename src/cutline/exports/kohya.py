@@ -88,7 +88,7 @@ class Kohya:
         if out.name == "missing.json" and self.missing:
             raise OptionError("missing.json is where kohya lists what is missing; call the file something else")
         counts = Counter(written=0, unchanged=0, without_text=0)
-        lacking, misread = _Lacking(), _Misread()
+        lacking, misread = _Lacking(), _Misread(bool(self.bake_epochs))
         hashes: dict[str, str] = {}
         diff: list[str] = []
         config = out.with_suffix(".toml")
@@ -151,6 +151,8 @@ class Kohya:
             lines += [
                 "",
                 "[[datasets]]",
+                "enable_bucket = true",
+                "",
                 "[[datasets.subsets]]",
                 *(f"{key} = {_toml(value)}" for key, value in said.items()),
             ]
@@ -317,7 +319,8 @@ def _write_config(lines: list[bytes], handle: IO[bytes]) -> None:
 class _Misread:
     """Which texts the trainer would misread, by reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, baked: bool) -> None:
+        self.baked = baked
         self._counts: Counter[str] = Counter()
         self._example: dict[str, str] = {}
 
@@ -331,10 +334,16 @@ class _Misread:
 
     def notes(self) -> list[str]:
         """A line for each reason, the commonest first."""
-        return [
-            f"the trainer would misread {count:,} texts: {reason} ({self._example[reason]}{' …' if count > 1 else ''})"
+        found = [
+            f"the trainer would misread {count:,} text{'s' if count > 1 else ''}: {reason} "
+            f"({self._example[reason]}{' …' if count > 1 else ''})"
             for reason, count in self._counts.most_common()
         ]
+        if found and not self.baked:
+            found.append(
+                "whole texts, epoch by epoch, it reads as they are, unless they have several lines: -o bake_epochs=N"
+            )
+        return found
 
 
 class _Lacking:

@@ -27,7 +27,7 @@ from cutline.exports.writing import (
 )
 from cutline.files import storage_error, whole_file
 from cutline.formats import sidecar
-from cutline.options import OptionError, option
+from cutline.options import CutlineError, OptionError, option
 from cutline.pictures import EXTENSIONS, FOREIGN
 
 _LONGEST_NAME = 255  # bytes, on every file system of note
@@ -63,10 +63,12 @@ class Sidecar:
         counts = Counter(written=0, unchanged=0, skipped=0, without_text=0)
         hashes: list[str] = []
         diff: list[str] = []
+        stale: list[str] = []
         with spooled(rows) as again:
             extensions = self._extensions(again)
             self._check(again, extensions)
-            for _, files in self._files(again, extensions):
+            for _, files, empty in self._files(again, extensions):
+                stale += [name for name in empty if (out / name).exists()]
                 outcomes = set[str]()
                 for name, text in files:
                     there = _read(out / name)
@@ -80,7 +82,15 @@ class Sidecar:
                     elif len(diff) <= SHOWN:
                         diff += _difference(name, there, data)
                 counts[next((one for one in _OUTCOMES if one in outcomes), "without_text")] += 1
-        return Manifest("sidecar", out, dict(counts), _digest(hashes), diff=shortened(diff))
+        notes = []
+        if counts["skipped"]:
+            notes.append(f"{counts['skipped']:,} files stood there with other texts: -o mode=overwrite replaces them")
+        if stale:
+            notes.append(
+                f"{len(stale):,} files of before still stand where there is no text now, and a trainer reads them: "
+                f"{stale[0]}{' …' if len(stale) > 1 else ''}. Remove them if they are not wanted"
+            )
+        return Manifest("sidecar", out, dict(counts), _digest(hashes), diff=shortened(diff), notes=notes)
 
     def _extensions(self, again: Callable[[], Iterator[pa.RecordBatch]]) -> dict[str, str]:
         """The column of each text, with the extension of its files."""
@@ -91,16 +101,22 @@ class Sidecar:
 
     def _files(
         self, again: Callable[[], Iterator[pa.RecordBatch]], extensions: dict[str, str]
-    ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """The key of each picture, and the name and text of each of its files."""
+    ) -> Iterator[tuple[str, list[tuple[str, str]], list[str]]]:
+        """The key of each picture, the name and text of each of its files, and the names of those without a text."""
         for key, uri, *texts in columns(again(), "key", "uri", *extensions):
-            said = [(extension, text) for extension, text in zip(extensions.values(), texts, strict=True) if text]
-            stem = os.path.splitext(place(key, uri))[0] if said else ""
-            yield key, [(stem + extension, text) for extension, text in said]
+            try:
+                stem = os.path.splitext(place(key, uri))[0]
+            except CutlineError:
+                if any(texts):
+                    raise
+                yield key, [], []
+                continue
+            files = [(stem + extension, text) for extension, text in zip(extensions.values(), texts, strict=True)]
+            yield key, [(name, text) for name, text in files if text], [name for name, text in files if not text]
 
     def _check(self, again: Callable[[], Iterator[pa.RecordBatch]], extensions: dict[str, str]) -> None:
         def places() -> Iterator[tuple[str, str]]:
-            for key, files in self._files(again, extensions):
+            for key, files, _ in self._files(again, extensions):
                 yield from ((name, key) for name, _ in files)
 
         refuse_collisions(
