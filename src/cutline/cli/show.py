@@ -141,6 +141,12 @@ def _painted(text: str, view: View) -> Text:
 
     painted, end = Text("    "), 0
     assert view.reading
+    if view.encoder.quoted:  # it reads the quotations in an order of its own
+        painted.append(view.reading.kept.translate(_VISIBLE), style=_CHUNK_STYLES[0])
+        if view.reading.lost:
+            painted.append("⟦falls off⟧", style="dim")
+            painted.append(view.reading.lost.translate(_VISIBLE), style=_LOST_STYLE)
+        return painted
     for chunk, group in itertools.groupby(view.reading.tokens, lambda token: token.chunk):
         tokens = list(group)
         start = max(tokens[0].start, end)
