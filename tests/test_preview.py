@@ -213,6 +213,13 @@ def test_a_text_that_is_dropped_is_no_loss(tmp_path: Path) -> None:
     assert (found.losses(), rows(found.exposure.never)) == ([], [("cat", 1)])
 
 
+def test_a_text_whose_tags_are_all_dropped_is_no_loss(tmp_path: Path) -> None:
+    assert counts(looked_at(tmp_path / "p", ["cat"], "", tags={"dropout": 1.0}).empty) == {"dropped": 1}
+    assert "left_out" in counts(
+        looked_at(tmp_path / "q", ["cat"], "", captions={"dropout": 0.5}, tags={"blacklist": ["cat"]}).empty
+    )
+
+
 def test_what_rarely_is_meant_is_found(tmp_path: Path) -> None:
     texts = {
         "a": "{cat|dog}",
@@ -523,6 +530,13 @@ def test_tags_are_found_where_they_stand(tags: list[str], caption: str | None, f
     data = text.encode()
     assert [data[start:end].decode() for start, end in zip(starts, ends, strict=True)] == tags
     assert starts.tolist() == sorted(starts.tolist())
+
+
+def test_what_stands_behind_a_null_is_no_tag() -> None:
+    offsets, mask = pa.array([0, 1, 2, 3], pa.int32()), pa.array([False, True, False])
+    tags = pa.ListArray.from_arrays(offsets, pa.array(["cat", "ghost", "dog"]), mask=mask)
+    starts, ends = places.locate(pa.array(["cat", "ghost", "a dog"]), pa.array([None] * 3, pa.string()), tags, ", ")
+    assert (starts.tolist(), ends.tolist()) == ([0, 2], [3, 5])
 
 
 # -- the command line -------------------------------------------------------------------------------------------

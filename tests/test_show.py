@@ -14,7 +14,7 @@ from cutline.compose.recipe import Recipe
 from cutline.compose.tokens import find_trainer
 from cutline.dataset import Dataset
 from cutline.options import CutlineError
-from cutline.preview.picture import Text, look, rows_of, spoken
+from cutline.preview.picture import Text, look, rows_of, spoken, view
 from running import cutline, environment
 
 TAGS = ["1girl", "astolfo_(fate)", "long_hair", *(f"extraordinary_tag_{number}" for number in range(40))]
@@ -102,14 +102,24 @@ def test_what_sdxl_keeps(dataset: Path) -> None:
 
 
 def test_a_tag_that_the_border_of_a_chunk_cuts() -> None:
-    from cutline.preview.picture import view
-
     one = find_trainer("kohya-sdxl", max_token_length=150).encoders[1]
     text = "a " * 73 + ", long hair extraordinary, solo"  # the comma is token 73, long 74, hair 75
     found = view(one, text, ["long hair extraordinary", "solo"])
     assert (found.split_tags, found.unpooled_tags, found.lost_tags) == (("long hair extraordinary",), ("solo",), ())
     short = view(find_trainer("kohya-sdxl").encoders[1], text, ["long hair extraordinary", "solo"])
     assert short.lost_tags == ("long hair extraordinary", "solo")
+
+
+def test_a_tag_is_looked_for_where_it_stands() -> None:
+    """Not within a word, nor in the caption."""
+    one = find_trainer("kohya-sd1").encoders[0]
+    caption = "a chat " * 40
+    assert view(one, f"{caption}. hat", ["hat"], caption, ". ").lost_tags == ("hat",)
+    caption = "word " * 72 + "with a dog, cat, and more"
+    tags = ["cat", "dog", "hat"]
+    assert view(one, f"photo of, cat, dog, hat, {caption}", tags, caption).lost_tags == ()
+    assert view(one, f"{caption}, cat, dog, hat", tags, caption).lost_tags == tuple(tags)
+    assert view(one, "é " * 80 + ", ça", ["ça"], "é " * 80).lost_tags == ("ça",)
 
 
 def test_a_terminal_gets_colours(dataset: Path) -> None:

@@ -285,7 +285,9 @@ def _cut(quotations: Sequence[re.Match[str]], characters: int) -> tuple[str, str
     """What is kept of quotations, with their marks, and what falls off, where so many characters within are kept."""
     for number, found in enumerate(quotations):
         if characters < len(found[1]):
-            before, after = ("".join(one[0] for one in some) for some in (quotations[:number], quotations[number + 1 :]))
+            before, after = (
+                "".join(one[0] for one in some) for some in (quotations[:number], quotations[number + 1 :])
+            )
             place = characters + 1 if characters else 0
             return before + found[0][:place], found[0][place:] + after
         characters -= len(found[1])

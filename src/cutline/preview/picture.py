@@ -10,7 +10,7 @@ import dataclasses
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from cutline.compose.weights import weighted_pieces
 from cutline.dataset import Dataset
 from cutline.layer import identifier, quote
 from cutline.options import CutlineError
+from cutline.preview import places
 
 Row = dict[str, Any]
 
@@ -45,6 +46,8 @@ class Text:
     """Empty where it was dropped, null where there is nothing to say."""
     tags: tuple[str, ...] = ()
     """The tags in it, as written there and in that order."""
+    caption: str = ""
+    """The caption as it stands in it; empty where there is none."""
     misread: bool = False
     """Whether it is what the trainer makes of a picture whose entry it misreads."""
 
@@ -158,7 +161,11 @@ def look(
         texts = spoken([*drawn, *others])
     views: list[list[View]] = []
     if trainer:
-        views = [[view(encoder, text.text or "", text.tags) for encoder in trainer.encoders] for text in texts]
+        between = recipe.tags.separator
+        views = [
+            [view(encoder, text.text or "", text.tags, text.caption, between) for encoder in trainer.encoders]
+            for text in texts
+        ]
     return Look(layers["pictures"]["key"], layers, texts, views, tuple(notes))
 
 
@@ -198,7 +205,7 @@ def _row(dataset: Dataset, key: str, recipe: Recipe) -> pa.RecordBatch:
 
 def _draw(recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, epoch: int) -> Text:
     draw = recipe.make(batch, seed=seed, epoch=epoch).draw(output)
-    return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()))
+    return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()), draw.caption[0].as_py() or "")
 
 
 def of_kohya(
@@ -218,17 +225,18 @@ def of_kohya(
         notes.append("so it is given the text of epoch 0 in every epoch, unless the export bakes in some more")
     subset = Subset(**said.options)
     loaded = subset.load(caption=entries[0].as_py())
-    tags = tuple(made.draw(output).tags[0].as_py())
+    draw = made.draw(output)
+    tags, caption = tuple(draw.tags[0].as_py()), draw.caption[0].as_py() or ""
     texts: list[Text] = []
     if reasons[0]:
         notes.append(f"the trainer misreads this picture: {reasons[0]}")
         rng = random.Random(seed)
         drawn = [subset.draw(loaded, rng, epoch=epoch + 1) for epoch in range(epochs)]
-        texts += [Text((), False, text, tags, misread=True) for text in drawn]
+        texts += [Text((), False, text, tags, caption, misread=True) for text in drawn]
     if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
         notes.append(f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}")
     else:
-        texts.append(Text((), True, subset.cached(loaded), tags))
+        texts.append(Text((), True, subset.cached(loaded), tags, caption))
     return texts, notes
 
 
@@ -246,13 +254,15 @@ def spoken(texts: Iterable[Text]) -> list[Text]:
     return list(found.values())
 
 
-def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
+def view(encoder: Encoder, text: str, tags: Sequence[str] = (), caption: str = "", separator: str = ", ") -> View:
     """What an encoder makes of a text.
 
     Args:
         encoder: one of a trainer.
         text: what it is given.
         tags: those in the text, as written there and in that order.
+        caption: as it stands in the text; empty for none.
+        separator: what stands between two tags.
     """
     if encoder.problem:
         return View(encoder, None, encoder.problem)
@@ -261,7 +271,7 @@ def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
     except TrainerError as error:
         return View(encoder, None, f"the trainer stops at this text: {error}")
     lost, split, unpooled = [], [], []
-    for tag, start, end in _places(text, tags):
+    for tag, start, end in _places(text, tags, caption, separator):
         chunks = {token.chunk for token in reading.tokens if token.start < end and token.end > start}
         if -1 in chunks:
             lost.append(tag)
@@ -277,7 +287,7 @@ def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
         split_tags=tuple(split),
         unpooled_tags=tuple(unpooled),
         weights=tuple((piece, weight) for piece, weight, _ in pieces if weight != 1),
-        eaten=_eaten(text, {place for _, _, places in pieces for place in places}) if encoder.weighted else (),
+        eaten=_eaten(text, {place for _, _, mine in pieces for place in mine}) if encoder.weighted else (),
     )
 
 
@@ -288,18 +298,14 @@ def _listed(epochs: tuple[int, ...]) -> str:
     return f"epoch{'s' * (many > 1)} {', '.join(map(str, epochs))}"
 
 
-def _places(text: str, tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Where each tag starts and ends, in their order: where it stands between two commas, else wherever it stands."""
-    found: list[tuple[str, int, int]] = []
-    pieces = _pieces(text)
-    end = 0
-    for tag in tags:
-        whole = (start for piece, start, _ in pieces if piece == tag and start >= end)
-        start = next(whole, text.find(tag, end))
+def _places(text: str, tags: Sequence[str], caption: str, separator: str) -> Iterator[tuple[str, int, int]]:
+    """Where each tag starts and ends, in their order. One that does not stand there as it is is left out."""
+    columns = pa.array([text]), pa.array([caption or None], pa.string())
+    starts, ends = places.locate(*columns, pa.array([tags], pa.list_(pa.string())), separator)
+    data = text.encode()
+    for tag, start, end in zip(tags, starts.tolist(), ends.tolist(), strict=True):
         if start >= 0:
-            end = start + len(tag)
-            found.append((tag, start, end))
-    return found
+            yield tag, len(data[:start].decode()), len(data[:end].decode())
 
 
 def _pieces(text: str) -> list[tuple[str, int, int]]:
