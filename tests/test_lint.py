@@ -16,6 +16,7 @@ from cutline.compose.buckets import Buckets
 from cutline.options import CutlineError
 from cutline.preview.lint import Lint, lint
 from cutline.preview.lint_rules import RULES, Finding
+from running import cutline
 
 ORACLES = Path(__file__).parent / "oracles" / "kohya"
 
@@ -276,6 +277,18 @@ def test_a_stale_text_encoder_cache(tiny_world: World, cache: str) -> None:
     assert not found(path)["te_cache_older"].lost
     os.utime(tiny_world.folder / cache, ns=(1000, picture.with_suffix(".txt").stat().st_mtime_ns + 1))
     assert "te_cache_unknown" in found(path, cache_text=True)
+
+
+def test_of_several_text_encoder_caches_the_stale_one_is_told(tiny_world: World) -> None:
+    picture = tiny_world.picture("a.png", "edited")
+    tiny_world.picture("a_flux.png", "edited")
+    edited = picture.with_suffix(".txt").stat().st_mtime_ns
+    for cache, age in (("a_sd3_te", 1), ("a_te_outputs", -1), ("a_flux_te", 1), ("a_flux_te_outputs", 10**12)):
+        (tiny_world.folder / f"{cache}.npz").write_bytes(b"")
+        os.utime(tiny_world.folder / f"{cache}.npz", ns=(1000, edited + age))
+    made = found(tiny_world.config(), cache_text=True)
+    assert made["te_cache_older"].what.endswith(": a_te_outputs.npz")
+    assert made["te_cache_unknown"].what.endswith(": a_flux_te_outputs.npz")  # of a_flux.png
 
 
 def test_a_text_encoder_cache_older_than_the_metadata(tiny_world: World) -> None:
@@ -565,7 +578,10 @@ def test_latents_in_the_place_of_a_picture(tiny_world: World) -> None:
     assert found(path)["npz_opened_as_image"].lost
     assert "npz_opened_as_image" not in found(tiny_world.metadata({str(picture): {"caption": "a", **A}}))
     assert "npz_opened_as_image" not in found(tiny_world.metadata({"a.png": {"caption": "a"}}))
-    latents.rename(tiny_world.folder / "a_0064x0048_sdxl.npz")
+    other = tiny_world.folder / "a_0064x0048_sdxl.npz"
+    other.touch()
+    assert "flux" in found(tiny_world.metadata({str(picture): {"caption": "a"}}))["npz_opened_as_image"].what
+    latents.unlink()
     made = found(tiny_world.metadata({str(picture): {"caption": "a"}}))
     assert "npz_opened_as_image" not in made
     assert not made["npz_replaces_picture"].lost
@@ -593,6 +609,13 @@ def test_names_that_are_not_utf8_can_be_printed(tiny_world: World) -> None:
     finding = found(tiny_world.config())["no_sidecar"]
     assert r"caf\xe9.png" in finding.what
     assert finding.what.encode()
+
+
+def test_names_that_a_terminal_would_obey_are_printed_as_escapes(tiny_world: World) -> None:
+    tiny_world.picture("\x1b[31m\u202e.png")
+    printed = cutline("preview", tiny_world.config()).stdout
+    assert r"␛[31m\u202e.png" in printed
+    assert "\x1b" not in printed
 
 
 def test_faults_of_a_config_are_findings_and_the_rest_is_looked_at(tiny_world: World) -> None:

@@ -39,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken.png").write_bytes(b"no picture")
     words = {
         "many_(tags).png": {"tags": ", ".join(TAGS), "caption": "she stands, at noon\nand waits"},
-        "said.png": {"caption": 'a sign "OPEN" [bold] by \x1b[31mnight', "tags": ""},
+        "said.png": {"caption": 'a sign "OPEN" [bold] by \x1b[31mnight', "tags": "\u202ehat\x9b, solo"},
     }
     (root.parent / "words.json").write_text(json.dumps(words), "utf-8")
     (root.parent / "recipe.toml").write_text(RECIPE, "utf-8")
@@ -163,6 +163,11 @@ def test_glyphs(dataset: Path, tmp_path: Path) -> None:
     assert "byt5: 13 tokens, of 127" in plain
     assert "\x1b" not in plain  # of the caption
     assert "[bold] by ␛[31mnight" in plain
+    assert r"  \u202ehat\x9b, solo, a sign" in plain
+    recipe = dataset.parent / "recipe.toml"
+    for printed in (plain, cutline("preview", dataset, "--recipe", recipe, "--trainer", "kohya-sd1").stdout):
+        assert r"\u202ehat\x9b" in printed
+        assert not {"\u202e", "\x9b"} & {*printed}
 
 
 def test_nothing_to_say_and_nobody_to_say_it_of(dataset: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say
+from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say, visible
 from cutline.options import option
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def run(
                     say(f"not counted: {lengths.encoder.problem}")
     if strict and losses:
         for loss in losses:
-            say(f"lost: {loss}")
+            say(f"lost: {visible(loss)}")
         raise typer.Exit(DONE_IN_PART)
 
 
@@ -168,18 +168,20 @@ def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool
 
 def _print_lint(found: Lint, path: Path) -> None:
     console = _console()
-    console.print(f"{path}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
+    console.print(f"{visible(str(path))}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
     for lost, title in ((True, "lost, wrong, or a stop"), (False, "worth knowing")):
         for finding in (mine := [finding for finding in found.findings if finding.lost == lost]):
             if finding is mine[0]:
                 console.print(f"\n{title}")
-            console.print(f"  {finding.where}: {finding.what}  [{finding.code}]", soft_wrap=True)
+            console.print(f"  {visible(f'{finding.where}: {finding.what}')}  [{finding.code}]", soft_wrap=True)
             console.print(f"    way out: {finding.way_out}", soft_wrap=True)
     if not found.findings:
         console.print("nothing wrong was found")
     if found.buckets:
         console.print("\nbuckets")
-        rows = [(entry.dataset, f"{entry.width}x{entry.height}", f"{entry.pictures:,}") for entry in found.buckets]
+        rows = [
+            (visible(entry.dataset), f"{entry.width}x{entry.height}", f"{entry.pictures:,}") for entry in found.buckets
+        ]
         _table(console, ["dataset", "bucket", "pictures"], rows)
 
 
@@ -279,7 +281,7 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     for title, tags in shown if top else ():
         console.print(f"\n{title}")
         columns = ["tag", "texts", *(["kept"] if exposure.encoder else []), "pictures"]
-        rows = [(row["tag"], *(f"{row[name]:,}" for name in columns[1:])) for row in tags]
+        rows = [(visible(row["tag"]), *(f"{row[name]:,}" for name in columns[1:])) for row in tags]
         _table(console, columns, rows)
     for title, table, name in (
         ("in a layer, and in no text", exposure.never, "pictures"),
@@ -287,7 +289,9 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     ):
         if len(table):
             first = 1 if name == "place" else 0  # people count from 1
-            some = ", ".join(f"{row['tag']} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist())
+            some = ", ".join(
+                f"{visible(row['tag'])} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist()
+            )
             more = " …" if some and len(table) > top else ""
             tags = "1 tag" if len(table) == 1 else f"{len(table):,} tags"
             console.print(f"\n{title} ({name}): {tags}{': ' if some else ''}{some}{more}", soft_wrap=True)
@@ -314,15 +318,14 @@ def _print_odd(console: Console, found: Survey) -> None:
         },
     }
     for title, group in groups.items():
-        rows = [(name, f"{one.count:,}", _examples(one)) for name, one in group.items() if one.count]
+        rows = [(visible(name), f"{one.count:,}", _examples(one)) for name, one in group.items() if one.count]
         if rows:
             console.print(f"\n{title}")
             _table(console, ["", "", "such as"], rows)
 
 
 def _examples(found: Found) -> str:
-    shown = [example if len(example) <= 60 else f"{example[:57]}…" for example in found.examples]
-    return "\n".join(text.encode("unicode_escape").decode() if not text.isprintable() else text for text in shown)
+    return "\n".join(visible(text if len(text) <= 60 else f"{text[:57]}…") for text in found.examples)
 
 
 def _percent(part: int, whole: int) -> str:

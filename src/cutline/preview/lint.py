@@ -15,7 +15,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ _LATENTS = re.compile(r"(.+)_0*(\d+)x0*(\d+)(_\w+)?\.npz")
 _ANY_SIZE_LATENTS = ("_sd", "_sdxl", None)
 """Latents that the trainers survive in the place of a picture."""
 
-_TEXT_CACHE = re.compile(r"(.+?)(?:_(?:sd3|flux|lumina2|hi|anima))?_te(?:_outputs)?\.npz")
+_TEXT_CACHE = re.compile(r"(.+)_(?:te_outputs|(?:sd3|flux|lumina2|hi|anima)_te)\.npz")
 """A text-encoder cache, by its picture's stem: `7866720_te_outputs.npz`, `7866720_flux_te.npz`."""
 
 _WORD_FILES = (".txt", ".caption", ".tags", ".cap")
@@ -435,7 +435,7 @@ class _Folder:
     def look(self) -> int:
         """Look at every picture; how many there are."""
         pictures = self._pictures()
-        caches = {match[1]: name for name in self.names if (match := _TEXT_CACHE.fullmatch(name))}
+        caches = _text_caches(self.names)
         cached = self._cached_words()
         for name in pictures:
             self._look_at(name, caches, cached)
@@ -462,7 +462,7 @@ class _Folder:
                 self._add("missed_extension", name)
         return sorted(filter(kohya_toml.is_picture, files))
 
-    def _look_at(self, name: str, caches: Mapping[str, str], cached: Mapping[str, Any] | None) -> None:
+    def _look_at(self, name: str, caches: Mapping[str, list[str]], cached: Mapping[str, Any] | None) -> None:
         path = os.path.join(self.path, name)
         sidecar = self._sidecar(name)
         text = self._text(path, name, sidecar)
@@ -472,8 +472,8 @@ class _Folder:
                 self._add("cache_info_stale", name)
         if cached is not None and name not in cached:
             self._add("cache_info_part", name)
-        if cache := caches.get(os.path.splitext(name)[0]):
-            _look_at_cache(self.notes, self.dataset.linting, self.subset, os.path.join(self.path, cache), sidecar)
+        files = caches.get(os.path.splitext(name)[0], [])
+        _look_at_caches(self.notes, self.dataset.linting, self.subset, self.path, files, sidecar)
         size = _header(path)
         if size is None:
             self._add("unreadable_picture", name)
@@ -566,14 +566,28 @@ def _header(path: str) -> Size | None:
         return None
 
 
-def _look_at_cache(notes: Notes, linting: _Linting, subset: SubsetConfig, cache: str, words: str | None) -> None:
-    """Whether a text-encoder cache may be of other words."""
+def _text_caches(names: Iterable[str]) -> dict[str, list[str]]:
+    """The text-encoder caches among files, by the stem of their picture, which has one for each kind of model."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if match := _TEXT_CACHE.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    return found
+
+
+def _look_at_caches(
+    notes: Notes, linting: _Linting, subset: SubsetConfig, folder: str, names: Sequence[str], words: str | None
+) -> None:
+    """Whether a picture's text-encoder caches may be of other words; one of them is named."""
+    if not names:
+        return
     try:
-        older = words is not None and os.stat(cache).st_mtime_ns < os.stat(words).st_mtime_ns
+        written = os.stat(words).st_mtime_ns if words is not None else 0
+        older = next((name for name in names if os.stat(os.path.join(folder, name)).st_mtime_ns < written), None)
     except OSError:
         return
-    code = "te_cache_older" if older else "te_cache_unknown"
-    notes.add(code, subset.where, os.path.basename(cache), lost=None if linting.cache_text else False)
+    lost = None if linting.cache_text else False
+    notes.add("te_cache_older" if older else "te_cache_unknown", subset.where, older or names[0], lost=lost)
 
 
 # -- metadata -------------------------------------------------------------------------------------------------
@@ -587,7 +601,7 @@ class _Metadata:
         self.notes, self.texts = dataset.notes, _Texts(dataset.linting, subset)
         self.image_dir = dataset.image_dir(subset)
         self.unsized = 0
-        self.listings: dict[str, dict[str, dict[str, str]]] = {}
+        self.listings: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
         self.searched = {self.image_dir} if self.image_dir else set[str]()
 
     def look(self) -> int:
@@ -608,7 +622,7 @@ class _Metadata:
         except CutlineError as error:
             self._add("broken_metadata", str(error))
         if self.unsized:
-            pairs = self.unsized * sum(len(self._listing(folder)["latents"]) for folder in self.searched)
+            pairs = self.unsized * sum(sum(map(len, self._listing(folder)[0].values())) for folder in self.searched)
             self._add("no_image_size", "", count=self.unsized, given=_seconds(pairs * _PAIR_SECONDS))
         return count
 
@@ -671,40 +685,44 @@ class _Metadata:
         stem = os.path.splitext(file)[0] if kohya_toml.is_picture(file) else file
         if absolute:
             self.searched.add(folder)
-        listing = self._listing(folder)
-        latents = listing["latents"].get(stem)
+        of_pictures, of_texts = self._listing(folder)
+        latents = of_pictures.get(stem, [])
         if size is None:
             self.unsized += 1
         if os.path.isfile(path):
             if size is None and latents and absolute:
-                survives = (match := _LATENTS.fullmatch(latents)) is None or match[4] in _ANY_SIZE_LATENTS
-                self._add("npz_replaces_picture" if survives else "npz_opened_as_image", f"{name}: {latents}")
+                stopping = next((one for one in latents if not _survives(one)), None)
+                code = "npz_opened_as_image" if stopping else "npz_replaces_picture"
+                self._add(code, f"{name}: {stopping or latents[0]}")
             elif size is None and (size := _header(path)) is None:
                 self._add("unreadable_picture", name)
         elif not (size and latents):
             self._add("missing_pictures" if kohya_toml.is_picture(file) else "stem_keys", name)
-        if cache := listing["texts"].get(stem):
-            words = os.path.join(folder, cache)
-            _look_at_cache(self.notes, self.dataset.linting, self.subset, words, self.path)
-        if size is None and latents and (match := _LATENTS.fullmatch(latents)):
+        _look_at_caches(self.notes, self.dataset.linting, self.subset, folder, of_texts.get(stem, []), self.path)
+        if size is None and latents and (match := _LATENTS.fullmatch(latents[0])):
             size = (int(match[2]), int(match[3]))
         self.dataset.put(name, size)
 
-    def _listing(self, folder: str) -> dict[str, dict[str, str]]:
-        """The .npz files of a folder by their picture's stem: `latents` and `texts`."""
+    def _listing(self, folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The .npz files of a folder by their picture's stem: latents, and text-encoder caches."""
         if folder not in self.listings:
-            found: dict[str, dict[str, str]] = {"latents": {}, "texts": {}}
-            for name in _names(folder):
-                if match := _TEXT_CACHE.fullmatch(name):
-                    found["texts"][match[1]] = name
-                elif name.endswith(".npz"):
+            names = sorted(name for name in _names(folder) if name.endswith(".npz"))
+            latents: dict[str, list[str]] = {}
+            for name in names:
+                if not _TEXT_CACHE.fullmatch(name):
                     match = _LATENTS.fullmatch(name)
-                    found["latents"][match[1] if match else name.removesuffix(".npz")] = name
-            self.listings[folder] = found
+                    latents.setdefault(match[1] if match else name.removesuffix(".npz"), []).append(name)
+            self.listings[folder] = latents, _text_caches(names)
         return self.listings[folder]
 
     def _add(self, code: str, example: str = "", **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)
+
+
+def _survives(latents: str) -> bool:
+    """Whether the trainers survive such latents in the place of a picture."""
+    match = _LATENTS.fullmatch(latents)
+    return match is None or match[4] in _ANY_SIZE_LATENTS
 
 
 def _names(folder: str) -> Iterator[str]:
