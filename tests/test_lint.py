@@ -192,6 +192,10 @@ def test_a_fault_without_a_case_among_the_texts_is_no_loss(tiny_world: World) ->
         ("a;;;b", "", ";;;"),
         ("red | blue", "", r"\|"),
         (r"one\nline", "", r"\\n"),
+        (r"A cat.\n\nIt sleeps", "", r"\\n"),
+        ("a {red} cat", "", r"\{ \}"),
+        ("{red, green|blue}", "", r"\{"),
+        ("{a|{b|c} dog}", "enable_wildcard = true", r"\}"),
         ("{a|{b|c}}", "enable_wildcard = true", r"\{"),
     ],
 )
@@ -204,6 +208,8 @@ def test_signs_that_nothing_reads(tiny_world: World, text: str, subset: str, sig
     ("text", "subset"),
     [
         (">:|, |_|, ||_||, \\||/", ""),
+        (r"1girl, \n/, \m/, solo, :{, {}, ;}, hat", ""),
+        (r"she does \n/ with both hands, a face :{ and {} here", "enable_wildcard = true"),
         ("{{literal}} {a|b}", "enable_wildcard = true"),
         ("a ||| b, c", f"{SHUFFLED}keep_tokens_separator = '|||'"),
         ("a;;;b", "secondary_separator = ';;;'"),

@@ -353,6 +353,10 @@ def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
 
 _GROUPS = re.compile(r"\{[^}]+\}")
 _OR_WORDS = re.compile(r"[^\W\d_]{2}")
+_BRACES = re.compile(r"\{[^{},]*\w[^{}]*\||\{[^\W_]{2}|[^\W_]{2}\}|\w\s*[{}]\s*\w")
+"""Braces of a choice. Those of the tags `:{`, `;}` and `{}` have no words beside them."""
+_BREAKS = re.compile(r"\w[^\w\\/,]*(\\[nr])+[^\w\\/,]*\w")
+"""A line break written as two characters. The tag `\\n/` is none."""
 
 
 class _Texts:
@@ -409,13 +413,15 @@ class _Texts:
             text = text.replace(self.separator, ", ")  # as the trainer does when it joins them again
         if self.subset.wildcards:
             text = _GROUPS.sub("", text.replace("{{", "").replace("}}", ""))
-        found = [sign for sign in ("{", "}", "|||", ";;;") if sign in text]
+        found = [sign for sign in "{}" if sign in text] if _BRACES.search(text) else []
+        found += [sign for sign in ("|||", ";;;") if sign in text]
         if "|" in text.replace("|||", ""):
             pieces = (piece.strip() for piece in text.replace("|||", "").split(","))
             odd = (piece for piece in pieces if "|" in piece and piece.lower() not in tags.EMOTICONS)
             if any(_OR_WORDS.search(piece) for piece in odd):  # `:|` is a face, `red|blue` a choice
                 found.append("|")
-        found += [shown for sign, shown in (("\r", r"\r"), (r"\n", r"\n"), (r"\r", r"\r")) if sign in text]
+        found += [match[1] for match in _BREAKS.finditer(text)]
+        found += [r"\r"] if "\r" in text else []
         return list(dict.fromkeys(found))
 
     def _add(self, code: str, example: str, **values: Any) -> None:
