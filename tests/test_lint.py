@@ -390,6 +390,27 @@ def test_a_subset_said_twice(tiny_world: World) -> None:
     assert lint(path).pictures == 1
 
 
+def test_a_picture_in_two_subsets_of_a_dataset(tiny_world: World) -> None:
+    tiny_world.picture("a.png")
+    first = tiny_world.metadata({"a.png": {"caption": "a"}, "b.png": {"caption": "b"}}).read_text()
+    second = tiny_world.metadata({"a.png": {"tags": "cat"}, "c.png": {"tags": "c"}}, name="n.json")
+    apart = f"{first}{second.read_text()}"
+    second.write_text(apart)
+    assert "same_picture" not in found(second)
+    second.write_text(apart.replace("[[datasets]]", "").join(("[[datasets]]", "")))
+    finding = found(second)["same_picture"]
+    assert (finding.lost, finding.where) == (True, "dataset 1, subset 2")
+    assert "1 picture that" in finding.what
+    assert finding.what.endswith(": a.png")
+
+
+def test_a_folder_written_in_two_ways(tiny_world: World) -> None:
+    tiny_world.picture("a.png", "a")
+    path = tiny_world.config()
+    path.write_text(f"{path.read_text()}\n[[datasets.subsets]]\nimage_dir = {json.dumps(f'{tiny_world.folder}/')}\n")
+    assert found(path)["same_picture"].lost
+
+
 # -- metadata_cache.json and validation -----------------------------------------------------------------------
 
 

@@ -190,6 +190,7 @@ class _Dataset:
         self.size = dataset.resolution or linting.resolution
         self.buckets = self._buckets()
         self.waiting: list[tuple[str, Size]] = []
+        self.keys: dict[int, str] = {}
 
     def look(self) -> None:
         dataset = self.dataset
@@ -228,6 +229,11 @@ class _Dataset:
         self.linting.pictures += count
         if not count:
             self.notes.add("no_pictures", subset.where, str(subset.metadata_file or subset.image_dir))
+
+    def register(self, subset: SubsetConfig, key: str) -> None:
+        """Count a picture that the trainers know by a name that another subset has used."""
+        if len(self.dataset.subsets) > 1 and self.keys.setdefault(hash(key), subset.where) != subset.where:
+            self.notes.add("same_picture", subset.where, key)
 
     def _located(
         self, subset: SubsetConfig, given: str | None, is_there: Callable[[str], bool], code: str
@@ -470,6 +476,7 @@ class _Folder:
 
     def _look_at(self, name: str, caches: Mapping[str, list[str]], cached: Mapping[str, Any] | None) -> None:
         path = os.path.join(self.path, name)
+        self.dataset.register(self.subset, os.path.join(self.subset.image_dir or "", name))
         sidecar = self._sidecar(name)
         text = self._text(path, name, sidecar)
         if text is not None:
@@ -633,6 +640,7 @@ class _Metadata:
         return count
 
     def _look_at(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.dataset.register(self.subset, name)
         caption, words = fields.get("caption"), fields.get("tags")
         if isinstance(caption, str | None) and isinstance(words, str | None):
             self._look_at_words(name, caption, words)

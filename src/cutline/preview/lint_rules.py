@@ -54,6 +54,11 @@ RULES = {
         "{count:subset} named before in the same dataset; the trainers take the first and skip the rest",
         "raise num_repeats of the first, or make another [[datasets]]",
     ),
+    "same_picture": Rule(
+        "{count:picture} that another subset of the same dataset names alike: the trainers keep one of each name, so "
+        "only what the last subset says of it is trained on",
+        "a [[datasets]] for each of the subsets",
+    ),
     "no_repeats": Rule("{count:subset} with num_repeats below 1, which the trainers skip", "num_repeats = 1"),
     "no_pictures": Rule("{count:subset} without any picture; the trainers skip it", "correct the path"),
     "bucket_bounds": Rule(
