@@ -174,8 +174,13 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
     ("words", "code", "next_step"),
     [
         (["status", "."], 1, "cutline add "),
+        (["preview", "photos/blue.png"], 1, "blue.png is a file; a dataset is the folder"),
         (["add", "nowhere"], 1, "there is no"),
-        (["add", "photos", "--from", "nothing"], 2, "there are: booru, coco, folder, imagefolder, kohya, webdataset"),
+        (
+            ["add", "photos", "--from", "nothing"],
+            2,
+            "there are: booru, coco, folder, imagefolder, kohya, kohya_toml, webdataset",
+        ),
         (["annotate", "photos", "nothing"], 2, "there are: blip, echo, facts"),
         (["annotate", "photos", "echo", "-o", "say=x"], 2, "It has: open, says, seconds"),
         (["annotate", "photos", "echo", "-o", "open=perhaps"], 2, "does not fit"),

@@ -322,6 +322,29 @@ def test_lines_that_the_trainer_does_not_read_are_further_captions(tiny_world: W
     assert tiny_world.rows("captions/kohya", "texts") == {"c.png": ["one line", "another"]}
 
 
+@pytest.mark.parametrize("options", [{}, {"shuffle_caption": True}], ids=str)
+def test_a_blank_first_line_is_told(options: dict[str, Any], tiny_world: World) -> None:
+    tiny_world.picture("a.png", "\nx")
+    tiny_world.picture("b.png", " b\n\n")
+    notes = tiny_world.add(tiny_world.folder(options))
+    assert notes["text whose first line is blank, so that kohya's trainers read nothing of it"] == 1
+    assert "# It cannot say: a text whose first line is blank is empty" in tiny_world.recipes()["mine"]
+
+
+def test_what_the_trainer_loses_of_metadata_in_lines_is_told(tiny_world: World) -> None:
+    for name in ("a.png", "b.png"):
+        tiny_world.picture(name)
+    entries = {"a.png": {"caption": "l1\nl2", "tags": "x"}, "b.png": {"caption": "\nx"}}
+    notes = tiny_world.add(tiny_world.metadata(entries, {}))
+    lost = "caption of several lines, of which kohya's trainers read the first, and no tags of its entry"
+    assert notes[lost] == 1
+    assert notes["text whose first line is blank, so that kohya's trainers read nothing of it"] == 1
+    head = tiny_world.recipes()["mine"].partition("[")[0]
+    assert "first line is blank" in head
+    assert "loses its tags" in head
+    assert lost not in tiny_world.add(tiny_world.metadata(entries, {"enable_wildcard": True}))
+
+
 def test_texts_of_tags_that_have_wildcards_stay_whole(tiny_world: World) -> None:
     tiny_world.picture("a.png", "1girl, {red|blue} hat")
     tiny_world.picture("b.png", "1girl, solo")

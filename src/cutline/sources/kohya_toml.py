@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,19 +89,26 @@ class KohyaToml:
             done[read_as] = kinds
             found = self._read_metadata(subset) if subset.kind == "metadata" else self._read_folder(subset, listed)
             last: Found | None = None
+            several = 0
             for batch in found:
                 if last is not None:
                     yield last
                 if len(batch.batch) and (kind := batch.layer.partition("/")[0]) in _PARTS.values():
                     kinds.add(kind)
+                kinds |= {_BLANK} & {*batch.notes}
+                if subset.kind == "metadata" and kind == "captions" and not subset.wildcards:
+                    several += _count(pc.match_substring(batch.batch.column("texts").flatten(), "\n"))
                 last = _as_drawn(batch, subset)
             if last is not None:
+                if several and "tags" in kinds:
+                    kinds.add(_NO_TAGS)
+                    last = dataclasses.replace(last, notes={**last.notes, _NO_TAGS: several})
                 unsaid = {f"not in the recipe: {what}": 1 for what in _unsaid(subset, kinds)}
                 yield dataclasses.replace(last, notes={**last.notes, **unsaid})
 
     @cached_property
     def _given(self) -> dict[str, set[str]]:
-        """Which kinds of layers each subset gave rows to."""
+        """Which kinds of layers each subset gave rows to; and those notes that a recipe has to repeat."""
         return {}
 
     @property
@@ -136,7 +144,11 @@ class KohyaToml:
             names = found.batch.column("name")
             if prefix and len(names):
                 names = pc.if_else(pc.starts_with(names, "/"), names, pc.binary_join_element_wise(prefix, names, ""))
-            yield dataclasses.replace(found, batch=found.batch.set_column(0, "name", names))
+            notes = dict(found.notes)
+            read = found.layer.startswith("captions/") and not subset.wildcards
+            if read and (blank := _count(pc.match_substring_regex(found.batch.column("raw"), _BLANK_FIRST.pattern))):
+                notes[_BLANK] = blank
+            yield dataclasses.replace(found, batch=found.batch.set_column(0, "name", names), notes=notes)
 
     # -- folders
 
@@ -159,6 +171,8 @@ class KohyaToml:
     def _read_words(self, name: str, found: Text, subset: SubsetConfig, rows: Rows) -> None:
         captions, tags = f"captions/{self.layer}", f"tags/{self.layer}"
         lines = [line.strip() for line in (found.text or "").split("\n") if line.strip()]
+        if lines and not subset.wildcards and _BLANK_FIRST.match(found.raw or ""):
+            rows.note(_BLANK)
         several = subset.wildcards and (len(lines) > 1 or "{" in (found.text or ""))
         if subset.treats_as_tags and not several:
             if len(lines) > 1:
@@ -171,6 +185,15 @@ class KohyaToml:
             rows.caption(captions, name, [dataclasses.replace(found, text="\n".join(lines) or None)])
         else:
             rows.caption(captions, name, [dataclasses.replace(found, text=lines[0]), *map(Text, lines[1:])])
+
+
+_BLANK = "text whose first line is blank, so that kohya's trainers read nothing of it"
+_NO_TAGS = "caption of several lines, of which kohya's trainers read the first, and no tags of its entry"
+_BLANK_FIRST = re.compile(r"^[ \t]*[\r\n]")
+
+
+def _count(flags: pa.BooleanArray) -> int:
+    return int(pc.sum(flags).as_py() or 0)
 
 
 def _words(listed: Listed, entry: os.DirEntry[str], subset: SubsetConfig, rows: Rows) -> Text:
@@ -292,6 +315,10 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
     """What of a subset's settings a recipe cannot say, each as a line for people."""
     said = subset.options.get
     prefix, suffix = said("caption_prefix"), said("caption_suffix")
+    if _BLANK in has:
+        yield "a text whose first line is blank is empty; here it is the first line that is not"
+    if _NO_TAGS in has:
+        yield "an entry whose caption has several lines loses its tags; here they stand behind the first line"
     if every := said("caption_dropout_every_n_epochs", 0):
         yield f"caption_dropout_every_n_epochs = {every}"
     if said("token_warmup_step", 0) > 0:
@@ -304,7 +331,7 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
         yield "the pieces of a caption between commas are shuffled, kept and dropped like tags; here it stays whole"
     if subset.wildcards and "tags" in has:
         yield "{a|b} in tags is drawn too, and an entry that has only tags loses them"
-    if subset.separator == "\n" and subset.wildcards and len(has) > 1:
+    if subset.separator == "\n" and subset.wildcards and {*_PARTS.values()} <= {*has}:
         yield "one is drawn of caption and tags; here both are there"
     elif subset.separator.strip() != ",":
         yield f"caption_separator = {_toml(subset.separator)}; tags are split at commas too"
