@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from cutline.cli.preview import TrainingRun
 from cutline.compose.buckets import Buckets
 from cutline.compose.recipe import Recipe, RecipeError
 from cutline.compose.tokens import Trainer, find_trainer
 from cutline.dataset import Dataset
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError, fill
 from cutline.preview import places
 from cutline.preview.drawn import normal
 from cutline.preview.lengths import Counter, cuts_at_spaces
@@ -539,6 +540,15 @@ def test_what_stands_behind_a_null_is_no_tag() -> None:
     assert (starts.tolist(), ends.tolist()) == ([0, 2], [3, 5])
 
 
+@pytest.mark.parametrize("given", ["-5,-5", "0,512", "0,0", "1,2,3"])
+def test_a_resolution_that_is_none(given: str) -> None:
+    with pytest.raises(OptionError, match=f"resolution={given}: one number of pixels from 1 up, or two"):
+        fill(TrainingRun, {"resolution": given})
+    assert fill(TrainingRun, {"resolution": "512"}).size == (512, 512)
+    assert fill(TrainingRun, {"resolution": "512,768"}).size == (512, 768)
+    assert fill(TrainingRun, {}).size is None
+
+
 # -- the command line -------------------------------------------------------------------------------------------
 
 
@@ -624,5 +634,6 @@ def test_files_of_a_trainer_are_looked_at(tmp_path: Path) -> None:
     refused = cutline("preview", config, "--trainer", "kohya-sd1", "--sample", 3, code=2).stderr
     assert "--trainer, --sample is about datasets of Cutline" in refused
     assert "no option 'steps'" in cutline("preview", config, "-o", "steps=3", code=2).stderr
+    assert "--top is about datasets of Cutline" in cutline("preview", config, "--top", 0, code=2).stderr
     assert "pictures that a trainer would load" in cutline("preview", folder).stdout
     assert "no dataset yet" in cutline("preview", tmp_path / "nothing", code=1).stderr

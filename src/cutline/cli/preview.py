@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say, visible
-from cutline.options import option
+from cutline.options import OptionError, option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,17 @@ class TrainingRun:
     cache_latents: bool = option(False, "it will have --cache_latents")
     workers: int = option(1, "its --max_data_loader_n_workers")
     max_token_length: int | None = option(None, "its --max_token_length")
-    resolution: tuple[int, int] = option((0, 0), "its --resolution: width,height in pixels; 0,0 for none")
+    resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
+            shown = ",".join(map(str, self.resolution))
+            raise OptionError(f"resolution={shown}: one number of pixels from 1 up, or two: width,height")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height; None where the run says no resolution."""
+        return (self.resolution[0], self.resolution[-1]) if self.resolution else None
 
 
 def run(
@@ -64,7 +74,9 @@ def run(
     epochs: Annotated[int, typer.Option(min=1, help="Compose and count every picture so many times.")] = 1,
     seed: Annotated[int, typer.Option(help="What the recipe's random choices are drawn from.")] = 0,
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, drawn by the seed.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many tags of each sort to name.")] = 10,
+    top: Annotated[
+        int | None, typer.Option(min=0, help="How many tags of each sort to name; 10 by default.", show_default=False)
+    ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures of it into this folder.")] = None,
     buckets: Annotated[
         Path | None,
@@ -83,9 +95,9 @@ def run(
     opened = Dataset(dataset)
     if not opened.exists and (dataset.is_dir() or dataset.suffix in (".toml", ".json")):
         said = {"--recipe": recipe, "--trainer": trainer, "--output": output, "--sample": sample, "--plots": plots}
-        said |= {"--epochs": epochs > 1, "--seed": seed}
+        said |= {"--epochs": epochs > 1, "--seed": seed, "--top": top is not None}
         if idle := [name for name, value in said.items() if value]:
-            raise settings.OptionError(
+            raise OptionError(
                 f"{', '.join(idle)} is about datasets of Cutline, and {dataset} is none: its files are looked at as "
                 f"they are. Make it one: cutline add {dataset}"
             )
@@ -99,8 +111,9 @@ def run(
         from cutline.preview.survey import placed, survey
 
         opened.key_rule  # noqa: B018  it says so where there is no dataset
+        top = 10 if top is None else top
         resolution = given.pop("resolution", _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024"))
-        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").resolution)
+        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").size or (1024, 1024))
         chosen = find_trainer(trainer or _TRAINER, **given)
         words = find_recipe(opened, recipe)
         found = survey(
@@ -153,7 +166,7 @@ def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool
     from cutline.preview.lint import lint
 
     run = settings.fill(TrainingRun, given, name="a training run")
-    said = {**dataclasses.asdict(run), "resolution": run.resolution if any(run.resolution) else None}
+    said = {**dataclasses.asdict(run), "resolution": run.size}
     if buckets:
         with _csv(buckets) as write:
             found = lint(path, **said, each=write)

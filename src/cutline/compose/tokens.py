@@ -351,6 +351,12 @@ class _Row:
             raise OptionError(f"there is no tokenizer '{self.tokenizer}'; there are: {', '.join(_TOKENIZERS)}, bytes")
         if self.option and self.option not in known:
             raise OptionError(f"there is no option '{self.option}'; there are: {', '.join(known)}")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise OptionError(f"name = {self.name!r}: letters, digits and . _ - alone, since files are named after it")
+        if not 0 <= self.specials < self.length:
+            raise OptionError(f"{self.name}: of length = {self.length} ids, specials = {self.specials} leaves no text")
+        if (self.chunked or self.pad is not None) and (self.length, self.specials) != (CHUNK + 2, 2):
+            raise OptionError(f"{self.name}: chunked and pad are for CLIP's rows: length = {CHUNK + 2}, specials = 2")
 
     @property
     def takes(self) -> list[str]:
@@ -395,9 +401,13 @@ def _rows(name: str) -> list[_Row]:
     if list(said) != ["encoders"] or not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise OptionError(f"{name}: a trainer is a list of [[encoders]], and nothing else")
     try:
-        return [options.fill(_Row, row) for row in found]
+        rows = [options.fill(_Row, row) for row in found]
     except OptionError as error:
         raise OptionError(f"{name}: {str(error).replace('_row', 'an encoder')}") from None
+    names = [row.name for row in rows]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise OptionError(f"{name}: two encoders are called {twice[0]}")
+    return rows
 
 
 def _encoder(row: _Row, settings: Settings) -> Encoder:
