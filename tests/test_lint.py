@@ -185,6 +185,18 @@ def test_a_fault_without_a_case_among_the_texts_is_no_loss(tiny_world: World) ->
     assert not made["keep_separator_leaks"].lost
 
 
+def test_a_prefix_before_a_sentence_is_no_loss(tiny_world: World) -> None:
+    tiny_world.picture("a.png", "a dog on a beach, at night")
+    fuses = "caption_prefix = 'a photo of'\n"
+    assert not found(tiny_world.config(fuses))["prefix_fuses"].lost
+    assert found(tiny_world.config(f"{fuses}{SHUFFLED}"))["prefix_fuses"].lost
+
+
+def test_bucket_steps_of_nothing(tiny_world: World) -> None:
+    dataset = "resolution = 512\nenable_bucket = true\nbucket_reso_steps = 0"
+    assert "bucket_reso_steps to 64" in found(tiny_world.config(dataset=dataset))["bucket_bounds"].way_out
+
+
 @pytest.mark.parametrize(
     ("text", "subset", "signs"),
     [
@@ -452,6 +464,17 @@ def test_validation_rounded_twice(tiny_world: World, count: int, share: float, o
     assert ("validation_rounding" in made) is overlap
     regularisation = tiny_world.config("is_reg = true", dataset=f"validation_split = {share}\nvalidation_seed = 7")
     assert "validation_rounding" not in found(regularisation)
+
+
+@pytest.mark.parametrize(
+    ("share", "code"), [(0.05, "validation_none"), (1.5, "validation_share"), (-0.5, "validation_share")]
+)
+def test_a_share_by_which_nothing_is_validated(tiny_world: World, share: float, code: str) -> None:
+    for number in range(10):
+        tiny_world.picture(f"{number}.png", "a")
+    seed = "validation_seed = 7"
+    assert found(tiny_world.config(dataset=f"validation_split = {share}\n{seed}"))[code].lost
+    assert code not in found(tiny_world.config(dataset=f"validation_split = 0.1\n{seed}"))
 
 
 # -- metadata -------------------------------------------------------------------------------------------------

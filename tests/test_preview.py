@@ -249,7 +249,7 @@ def test_what_rarely_is_meant_is_found(tmp_path: Path) -> None:
         ", without a space": ["d"],
     }
     lines = "it has several lines, of which the trainer reads one"
-    assert found.losses() == [f"the trainer would misread 1 of 7 pictures' entries: {lines}"]
+    assert found.losses() == [f"the trainer would misread 1 of 7 entries: {lines}"]
     assert (found.misread[lines].examples, found.cannot) == (["b"], ())
     other = survey(made, Recipe.parse({"captions": {"first_of": ["captions/mine"]}}), find_trainer("diffusers-sd1"))
     assert other.losses() == []
@@ -339,7 +339,7 @@ def test_a_text_at_which_the_trainer_stops(tmp_path: Path) -> None:
     found = survey(made, words, find_trainer("kohya-sd1", weighted_captions="true"))
     assert found.encoders[0].stops == 1
     assert counts(found.leftovers) == {"brackets read as weights": 1}
-    assert "the trainer would stop at 1 texts (clip-l)" in found.losses()
+    assert "the trainer would stop at 1 text (clip-l)" in found.losses()
 
 
 def test_what_it_cannot_do_is_said(mine: Dataset) -> None:
@@ -570,6 +570,7 @@ def test_the_command_line_tells_people_and_programs(mine: Dataset, tmp_path: Pat
     told = json.loads(cutline("preview", *chosen, "--json", "--trainer", "kohya-sd3").stdout)
     assert told["trainer"] == "kohya-sd3"
     assert told["encoders"]["clip-l"]["cut"]["75"] == 1
+    assert (told["encoders"]["clip-l"]["tokens"]["p90"], told["encoders"]["clip-l"]["tokens"]["median"]) == (78, 0)
     assert "hf download" in told["encoders"]["t5-xxl"]["problem"]
     assert told["exposure"]["commonest"][0] == {"tag": "cat", "texts": 2, "kept": 2, "pictures": 3}
     strict = cutline("preview", *chosen, "--strict", code=3)
@@ -635,5 +636,5 @@ def test_files_of_a_trainer_are_looked_at(tmp_path: Path) -> None:
     assert "--trainer, --sample is about datasets of Cutline" in refused
     assert "no option 'steps'" in cutline("preview", config, "-o", "steps=3", code=2).stderr
     assert "--top is about datasets of Cutline" in cutline("preview", config, "--top", 0, code=2).stderr
-    assert "pictures that a trainer would load" in cutline("preview", folder).stdout
+    assert "1 picture that a trainer would load" in cutline("preview", folder).stdout
     assert "no dataset yet" in cutline("preview", tmp_path / "nothing", code=1).stderr

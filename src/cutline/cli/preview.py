@@ -12,6 +12,7 @@ import typer
 
 from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say, visible
 from cutline.options import OptionError, option
+from cutline.preview import several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,7 +182,9 @@ def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool
 
 def _print_lint(found: Lint, path: Path) -> None:
     console = _console()
-    console.print(f"{visible(str(path))}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
+    console.print(
+        f"{visible(str(path))}: {several(found.pictures, 'picture')} that a trainer would load", soft_wrap=True
+    )
     for lost, title in ((True, "lost, wrong, or a stop"), (False, "worth knowing")):
         for finding in (mine := [finding for finding in found.findings if finding.lost == lost]):
             if finding is mine[0]:
@@ -201,8 +204,7 @@ def _print_lint(found: Lint, path: Path) -> None:
 def _print(found: Survey, top: int) -> None:
     console = _console()
     epochs = f" in {found.epochs:,} epochs: {found.texts:,} texts" if found.epochs > 1 else ""
-    pictures = "1 picture" if found.pictures == 1 else f"{found.pictures:,} pictures"
-    console.print(f"{pictures}{epochs}, as {found.trainer} reads them")
+    console.print(f"{several(found.pictures, 'picture')}{epochs}, as {found.trainer} reads them")
     _print_lengths(console, found)
     _print_policies(console, found)
     _print_exposure(console, found, top)
@@ -251,7 +253,7 @@ def _print_lengths(console: Console, found: Survey) -> None:
         if lengths.encoder.problem:
             console.print(f"\n{lengths.encoder.name} is not counted: {lengths.encoder.problem}", soft_wrap=True)
         elif lengths.stops:
-            console.print(f"\n{lengths.encoder.name}: the trainer would stop at {lengths.stops:,} texts")
+            console.print(f"\n{lengths.encoder.name}: the trainer would stop at {several(lengths.stops, 'text')}")
 
 
 def _print_policies(console: Console, found: Survey) -> None:
@@ -283,7 +285,7 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     exposure = found.exposure
     if not len(exposure.tags) and not len(exposure.never):
         return
-    console.print(f"\n{len(exposure.tags):,} tags, in texts {exposure.texts:,} times")
+    console.print(f"\n{several(len(exposure.tags), 'tag')}, in texts {several(exposure.texts, 'time')}")
     if exposure.encoder:
         within = _percent(exposure.texts - exposure.lost, exposure.texts)
         console.print(f"of those within {exposure.encoder}'s limit: {within}")
@@ -306,8 +308,9 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
                 f"{visible(row['tag'])} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist()
             )
             more = " …" if some and len(table) > top else ""
-            tags = "1 tag" if len(table) == 1 else f"{len(table):,} tags"
-            console.print(f"\n{title} ({name}): {tags}{': ' if some else ''}{some}{more}", soft_wrap=True)
+            console.print(
+                f"\n{title} ({name}): {several(len(table), 'tag')}{': ' if some else ''}{some}{more}", soft_wrap=True
+            )
 
 
 def _print_odd(console: Console, found: Survey) -> None:

@@ -24,6 +24,7 @@ from cutline import tags
 from cutline.formats import kohya, kohya_toml
 from cutline.formats.kohya_toml import Config, DatasetConfig, SubsetConfig
 from cutline.options import CutlineError, OptionError
+from cutline.preview import several
 from cutline.preview.lint_rules import Finding, Notes
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ class _Dataset:
     def look(self) -> None:
         dataset = self.dataset
         split = dataset.validation_split > 0
+        if not 0 <= dataset.validation_split < 1:
+            self.notes.add("validation_share", dataset.where, given=dataset.validation_split)
         of_metadata = any(subset.kind == "metadata" for subset in dataset.subsets)
         if of_metadata and not self.linting.cache_latents:
             self.notes.add("no_latents_cache", dataset.where)
@@ -407,7 +410,7 @@ class _Texts:
         if self.keep and not self.subset.treats_as_tags and self.keep in seen:
             self._add("keep_separator_leaks", name, given=json.dumps(self.keep, ensure_ascii=False))
         if self.fuses and self.separator and self.separator in seen:
-            self._add("prefix_fuses", name)
+            self._add("prefix_fuses", name, lost=self.subset.treats_as_tags or _is_tags(seen, self.separator))
         if left := self._leftovers(seen):
             self._add("leftovers", f"{name} ({' '.join(left)})")
 
@@ -432,6 +435,11 @@ class _Texts:
 
     def _add(self, code: str, example: str, **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)
+
+
+def _is_tags(text: str, separator: str) -> bool:
+    """Whether a text is a list of tags, not a sentence: no piece of it has more than four words."""
+    return all(len(piece.split()) <= 4 for piece in text.split(separator))
 
 
 # -- folders --------------------------------------------------------------------------------------------------
@@ -554,10 +562,13 @@ class _Folder:
     def _split(self, count: int) -> None:
         """Whether training and validation, each rounded by itself, share a picture."""
         share = self.dataset.dataset.validation_split
-        if share > 0 and not self.subset.others.get("is_reg"):
+        if 0 < share < 1 and count and not self.subset.others.get("is_reg"):
             trained, validated = math.ceil(count * (1 - share)), round(count * share)
+            example = f"{several(count, 'picture')}: {trained:,} trained on, {validated:,} validated"
             if trained + validated > count:
-                self._add("validation_rounding", f"{count:,} pictures: {trained:,} trained on, {validated:,} validated")
+                self._add("validation_rounding", example)
+            if not validated:
+                self._add("validation_none", example)
 
     def _add(self, code: str, example: str = "", **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)

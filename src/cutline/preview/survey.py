@@ -29,6 +29,7 @@ from cutline.dataset.ahead import ahead
 from cutline.dataset.query import Relation
 from cutline.layer import quote
 from cutline.options import CutlineError, OptionError
+from cutline.preview import several
 from cutline.preview.drawn import NONE, Counts, Drawn, Found, Histogram
 from cutline.preview.exposure import Exposure, Tags
 from cutline.preview.lengths import LIMITS, Counter, same_counts
@@ -65,7 +66,8 @@ class Lengths:
         if self.encoder.problem:
             return {**known, "problem": self.encoder.problem}
         cut = {str(limit): self.over(limit) for limit in self.limits}
-        return {**known, "tokens": self.tokens.as_dict(), "cut": cut, "stops": self.stops}
+        tokens = {**self.tokens.as_dict(), **({"p90": self.tokens.at(900)} if self.tokens.total else {})}
+        return {**known, "tokens": tokens, "cut": cut, "stops": self.stops}
 
 
 @dataclass(frozen=True)
@@ -130,20 +132,23 @@ class Survey:
         found = []
         for lengths in self.encoders:
             if cut := lengths.over(lengths.encoder.limit):
-                share = f"{cut:,} of {self.texts:,} texts"
+                share = f"{cut:,} of {several(self.texts, 'text')}"
                 found.append(f"{lengths.encoder.name} cuts {share} at its {lengths.encoder.limit} tokens")
             if lengths.stops:
-                found.append(f"the trainer would stop at {lengths.stops:,} texts ({lengths.encoder.name})")
+                found.append(f"the trainer would stop at {several(lengths.stops, 'text')} ({lengths.encoder.name})")
         if lost := self.exposure.lost:
-            times = f"{lost:,} of {self.exposure.texts:,} times"
+            times = f"{lost:,} of {several(self.exposure.texts, 'time')}"
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
         for reason, one in self.misread.items():
-            found.append(f"the trainer would misread {one.count:,} of {self.pictures:,} pictures' entries: {reason}")
+            share = f"{one.count:,} of {several(self.pictures, 'entry')}"
+            found.append(f"the trainer would misread {share}: {reason}")
         found += [f"the trainer cannot be told this part of the recipe: {sentence}" for sentence in self.cannot]
         causes = {cause: one.count for cause, one in self.empty.items() if one.count and cause != "dropped"}
         if causes:
             why = ", ".join(f"{CAUSES[cause]}: {count:,}" for cause, count in causes.items())
-            found.append(f"{sum(causes.values()):,} of {self.texts:,} texts are empty ({why})")
+            count = sum(causes.values())
+            share = f"{count:,} of {several(self.texts, 'text')}"
+            found.append(f"{share} {'is' if count == 1 else 'are'} empty ({why})")
         return found
 
     def as_dict(self, top: int = 10) -> dict[str, Any]:
