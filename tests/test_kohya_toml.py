@@ -33,6 +33,7 @@ def problems(folder: Path, text: str) -> dict[str, str]:
 
 
 FOLDER = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "d"\n'
+CONTROLLED = f"{FOLDER}conditioning_data_dir = 'c'\n"
 METADATA = '[[datasets]]\n[[datasets.subsets]]\nmetadata_file = "m.json"\n'
 
 
@@ -116,6 +117,14 @@ def test_what_has_no_effect_in_general_is_told(tmp_path: Path) -> None:
         (f"[general]\nresolution = [512]\n{FOLDER}", "[general]", "a list of two, [width, height]"),
         ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "dataset 1, subset 1", "missing_key: it has no image"),
         (f"{FOLDER}[[datasets.subsets]]\nmetadata_file = 'm'", "dataset 1", "mixed_subsets: "),
+        (f"{CONTROLLED}class_tokens = 'x'", "dataset 1, subset 1", "may not stand beside a conditioning_data_dir"),
+        (f"{CONTROLLED}is_reg = true", "dataset 1, subset 1", "may not stand beside a conditioning_data_dir"),
+        (
+            CONTROLLED.replace("]]", "]]\nclass_tokens = 'x'", 1),
+            "dataset 1",
+            "not stand beside a conditioning_data_dir",
+        ),
+        (f"{METADATA}conditioning_data_dir = 'c'", "dataset 1, subset 1", "unknown_key: 'conditioning_data_dir'"),
         ("[[datasets]]\nbatch_size = 1", "dataset 1", "nothing_to_train: it has no subsets"),
         ("[general]\nbatch_size = 1", "the top of the file", "nothing_to_train: it has no [[datasets]]"),
         (f"[genaral]\n{FOLDER}", "the top of the file", "do you mean general?"),
@@ -135,7 +144,7 @@ def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, where: str, 
         f"{FOLDER}custom_attributes = {{ a = 1 }}\nface_crop_aug_range = [1.0, 2.0]\nalpha_mask = true\nis_reg = true",
         f"{METADATA}image_dir = 'd'\nalpha_mask = true",
         f"[general]\nclass_tokens = 'x'\ncaption_extension = '.txt'\ncache_info = true\n{METADATA}",
-        f"{FOLDER}conditioning_data_dir = 'c'",
+        f"[general]\nclass_tokens = 'x'\n{CONTROLLED}",
     ],
 )
 def test_what_the_trainers_allow_is_allowed(tmp_path: Path, text: str) -> None:
