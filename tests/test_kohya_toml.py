@@ -488,13 +488,14 @@ def test_a_recipe_of_someone_is_never_overwritten(tiny_world: World) -> None:
     assert tiny_world.recipes() == {"mine": "# mine\n", "mine-2": first}
 
 
-def test_faces_have_the_words_of_their_picture_and_folders_do_not_count(tiny_world: World) -> None:
+def test_faces_have_the_words_of_their_picture_and_underscores_of_folders_count(tiny_world: World) -> None:
     tiny_world.picture("img_1_2_3_4.png")
     (tiny_world.root / "d" / "img.txt").write_text("of the whole")
     tiny_world.picture("b.png", None, "x_1_2_3_4")
     (tiny_world.root / "x.txt").write_text("unrelated")
     tiny_world.add(tiny_world.folder({}), tiny_world.folder({}, "x_1_2_3_4"))
-    assert tiny_world.rows("captions/kohya", "texts") == {"img_1_2_3_4.png": ["of the whole"]}
+    assert Subset().load_image(tiny_world.root / "x_1_2_3_4" / "b.png") == "unrelated"
+    assert tiny_world.rows("captions/kohya", "texts") == {"img_1_2_3_4.png": ["of the whole"], "b.png": ["unrelated"]}
 
 
 def test_pictures_that_the_trainer_does_not_see_are_counted(tiny_world: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cutline.compose.clip import ftfy_changes
 from cutline.compose.recipe import Recipe
 from cutline.compose.tokens import find_trainer
 from cutline.dataset import Dataset
@@ -98,7 +99,8 @@ def test_what_sdxl_keeps(dataset: Path) -> None:
     assert left["split_tags"] == [tag for tag in inside if text.index(tag) + len(tag) > border]
     assert left["unpooled_tags"] == []  # clip-l has no pooled vector here
     assert right["unpooled_tags"] == kept[len(inside) :]
-    assert f"no part in the pooled vector of clip-g: {', '.join(kept[len(inside) :])}" in plain
+    unpooled = kept[len(inside) :]
+    assert f"pooled vector of clip-g: {', '.join(unpooled[:10])}, and {len(unpooled) - 10} more\n" in plain
 
 
 def test_a_tag_that_the_border_of_a_chunk_cuts() -> None:
@@ -202,7 +204,7 @@ def test_without_a_recipe_that_is_obvious_the_layers_are_shown(dataset: Path, tm
         ),
         (["said.png", "-o", "max_token_length=150"], 2, "give --trainer, too"),
         (["said.png", "--recipe", "nothing"], 1, "there is no recipe nothing"),
-        (["said.png", "--recipe", "danbooru"], 1, "lacks. It has: captions/kohya, tags/kohya"),
+        (["said.png", "--recipe", "danbooru"], 1, "does not have. It has: captions/kohya, tags/kohya"),
         (["said.png", "--epochs", "0"], 2, "epochs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -268,6 +270,19 @@ def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> No
         said = text["text"].split(", ")
         assert said[said.index(encoder["lost_tags"][0]) :][: len(encoder["lost_tags"])] == encoder["lost_tags"]
         assert encoder["lost_tags"][0].endswith(encoder["lost"].split(",")[0].strip())
+
+
+def test_letters_that_ftfy_changes_are_told(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text(" it’s a “red” sign\n", "utf-8")
+    cutline("add", tmp_path)
+    plain = cutline("show", tmp_path, "one.png", "--trainer", "kohya-sdxl").stdout
+    assert "clip-l and clip-g may count fewer tokens in sd-scripts' own environment" in plain
+    assert "clip-l and clip-g: 11 tokens" in plain
+    assert "raw:" not in plain  # the same but for white space
+    for trainer in ("diffusers-sdxl", "kohya-lumina2"):
+        assert "fewer tokens" not in cutline("show", tmp_path, "one.png", "--trainer", trainer).stdout
+    assert not ftfy_changes("it's plain, 漢字 and é")
 
 
 def test_a_key_in_another_form_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHUNK_STYLES = ("green", "blue")  # in turn
 _LOST_STYLE = "strike red"
+_TAGS = 10  # of a long list, those that are named
 _UNSHOWN = ("key", "content", "request", "mtime_ns", "offset")  # of a layer's row: the store's, and long
 
 
@@ -75,8 +77,9 @@ def _print(found: Look, trainer: str) -> None:
     for name, row in found.layers.items():
         console.print(visible(name), style="bold")
         for column, value in row.items():
-            if column not in _UNSHOWN and not (column == "raw" and value in row.get("texts", ())):
-                console.print(f"  {column}: {_said(value)}")
+            if column in _UNSHOWN or (column == "raw" and _says_the_same(value, row.get("texts", ()))):
+                continue
+            console.print(f"  {column}: {_said(value)}")
     if "error" in found.layers["pictures"]:
         console.print("\nThis picture cannot be read: no trainer is given it, and it has no text.")
     for note in found.notes:
@@ -128,10 +131,10 @@ def _print_views(console: Console, trainer: str, text: str, views: list[View]) -
             said = ", ".join(f'{piece} is read as "{left}"' for piece, left in first.eaten)
             console.print(f"    brackets eaten: {visible(said)}")
         for one in group:
-            if one.unpooled_tags:
-                console.print(
-                    f"    no part in the pooled vector of {one.encoder.name}: {visible(', '.join(one.unpooled_tags))}"
-                )
+            if tags := one.unpooled_tags:
+                more = f", and {len(tags) - _TAGS:,} more" if len(tags) > _TAGS else ""
+                said = visible(", ".join(tags[:_TAGS]))
+                console.print(f"    no part in the pooled vector of {one.encoder.name}: {said}{more}")
             if one.encoder.note and not (one.encoder.pooled and one.encoder.chunk):
                 console.print(f"    {one.encoder.name} {one.encoder.note}")
 
@@ -159,6 +162,11 @@ def _painted(text: str, view: View) -> Text:
         painted.append(visible(text[start:end]), style=style)
     painted.append(visible(text[end:]))
     return painted
+
+
+def _says_the_same(raw: str, texts: Sequence[str]) -> bool:
+    """Whether an original differs in white space alone."""
+    return any(raw.split() == text.split() for text in texts)
 
 
 def _said(value: Any) -> str:

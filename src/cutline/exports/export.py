@@ -17,13 +17,12 @@ import xxhash
 
 from cutline import options
 from cutline.compose.as_kohya import AsKohya, misread
-from cutline.compose.recipe import Recipe
+from cutline.compose.recipe import Recipe, check_layers
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest, Rows
 from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
-from cutline.options import CutlineError
 
 BATCH = 16_384
 """Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
@@ -53,12 +52,7 @@ def export(
     Raises:
         CutlineError: for a layer that the recipe names and the dataset lacks, and what the export itself refuses.
     """
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(
-            f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
-        )
+    check_layers(recipe, dataset)
     folder = dataset.home / "exports"
     kept: list[Path] = []
     if not dry_run:

@@ -179,6 +179,26 @@ def located(given: str, config: Path) -> tuple[str, bool]:
     return (beside, False) if not os.path.exists(given) and os.path.exists(beside) else (given, True)
 
 
+def sidecar_of(picture: str, extension: str, start: str = "") -> tuple[str, bool] | None:
+    """The file that the trainers read for a picture, and whether it is that of another name; None without one.
+
+    Of a picture without one they drop the last four parts between underscores, since a face that was cut out of a
+    picture is called NAME_x_y_width_height. They look for the underscores in the whole path, folders included.
+
+    Args:
+        picture: its path, which begins as the config has it.
+        extension: of the sidecars, with its dot.
+        start: the folder that a relative path begins at; by default the working directory.
+    """
+    stem = os.path.splitext(picture)[0]
+    pieces = stem.split("_")
+    for name in (stem, "_".join(pieces[:-4])) if len(pieces) >= 5 else (stem,):
+        path = os.path.join(start, name + extension)
+        if os.path.isfile(path):
+            return path, name != stem
+    return None
+
+
 def is_picture(name: str) -> bool:
     """Whether a folder's file is one that the trainers read: `.jpg` and `.JPG`, and not `.Jpg`."""
     suffix = os.path.splitext(name)[1]

@@ -319,15 +319,6 @@ _AT_ONCE = 4096
 
 _RANDOM = ("shuffle_caption", "enable_wildcard", "caption_dropout_rate", "caption_tag_dropout_rate")
 
-_NOT_CACHED = (
-    *("enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_every_n_epochs"),
-    *("secondary_separator", "keep_tokens_separator"),
-)
-"""Settings that a text-encoder cache knows nothing of, and that the trainers allow beside one."""
-
-_NEVER_CACHED = ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step")
-"""Settings that the trainers refuse beside one."""
-
 
 def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
     """What can be told of settings without a text."""
@@ -352,9 +343,11 @@ def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
         notes.add("separator_odd", where, given=json.dumps(separator, ensure_ascii=False))
     if not linting.cache_text:
         return
-    if refused := [name for name in _NEVER_CACHED if said.get(name)]:
+    from cutline.compose.kohya import NEVER_CACHED, NOT_IN_CACHE
+
+    if refused := [name for name in NEVER_CACHED if said.get(name)]:
         notes.add("te_cache_refused", where, given=", ".join(refused))
-    if ignored := [name for name in _NOT_CACHED if said.get(name)]:
+    if ignored := [name for name in NOT_IN_CACHE if said.get(name)]:
         notes.add("te_cache_ignores", where, ", ".join(ignored))
 
 
@@ -504,16 +497,12 @@ class _Folder:
         """The file that the trainers read for a picture; it is said where that is another's."""
         stem = os.path.splitext(name)[0]
         extension = self.subset.extension
-        if stem + extension in self.names:
-            return os.path.join(self.path, stem + extension)
-        whole = os.path.join(self.path, stem)
-        pieces = whole.split("_")
-        other = "_".join(pieces[:-4]) + extension
-        if len(pieces) >= 5 and os.path.isfile(other):
-            self._add("underscore_fallback", f"{name} <- {other}", lost=not _FACE.fullmatch(stem))
-            return other
-        has_words = next((found for suffix in _WORD_FILES if (found := stem + suffix) in self.names), None)
-        if has_words:
+        if found := kohya_toml.sidecar_of(os.path.join(self.path, name), extension):
+            path, of_another = found
+            if of_another:
+                self._add("underscore_fallback", f"{name} <- {path}", lost=not _FACE.fullmatch(stem))
+            return path
+        if has_words := next((file for suffix in _WORD_FILES if (file := stem + suffix) in self.names), None):
             self._add("extension_mismatch", has_words, given=extension)
         elif not self.subset.options.get("class_tokens"):
             self._add("no_sidecar", name, given=extension)

@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from cutline.compose.as_kohya import AsKohya
-from cutline.compose.kohya import Subset, TrainerError
-from cutline.compose.recipe import Recipe
+from cutline.compose.clip import ftfy_changes
+from cutline.compose.kohya import NEVER_CACHED, Subset, TrainerError
+from cutline.compose.recipe import Recipe, check_layers
 from cutline.compose.tokens import Encoder, Reading, Trainer
 from cutline.compose.weights import weighted_pieces
 from cutline.dataset import Dataset
@@ -28,10 +29,8 @@ from cutline.preview import places
 
 Row = dict[str, Any]
 
-_NOT_CACHED = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate", "caption_dropout_rate")
-"""Options with which sd-scripts refuses to cache what its text encoders give."""
 _YET_CACHED = ("kohya-anima", "caption_dropout_rate")
-"""But for this trainer, which drops embeddings."""
+"""Of `NEVER_CACHED`, what this trainer caches, since it drops embeddings."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,12 @@ def look(
     if trainer and trainer.name.startswith("kohya-"):
         others, notes = of_kohya(recipe, batch, output=output, epochs=epochs, seed=seed, trainer=trainer.name)
         texts = spoken([*drawn, *others])
+        clips = [encoder.name for encoder in trainer.encoders if encoder.pad is not None]
+        if clips and any(ftfy_changes(text.text or "") for text in texts):
+            notes.append(
+                f"{' and '.join(clips)} may count fewer tokens in sd-scripts' own environment, where ftfy makes this "
+                "text's curly quotes straight and its wide letters plain"
+            )
     views: list[list[View]] = []
     if trainer:
         between = recipe.tags.separator
@@ -196,10 +201,7 @@ def _no_such_key(dataset: Dataset, key: str) -> str:
 
 def _row(dataset: Dataset, key: str, recipe: Recipe) -> pa.RecordBatch:
     """The one row of a picture, as recipes read it."""
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(f"the recipe reads {', '.join(lacking)}, which {dataset.root} lacks. It has: {there}")
+    check_layers(recipe, dataset)
     return next(iter(dataset.scan(*recipe.layers, where=f"pictures.key = {quote(key)}", fields=recipe.fields)))
 
 
@@ -233,7 +235,7 @@ def of_kohya(
         rng = random.Random(seed)
         drawn = [subset.draw(loaded, rng, epoch=epoch + 1) for epoch in range(epochs)]
         texts += [Text((), False, text, tags, caption, misread=True) for text in drawn]
-    if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
+    if refused := [name for name in said.options if name in NEVER_CACHED and (trainer, name) != _YET_CACHED]:
         notes.append(f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}")
     else:
         texts.append(Text((), True, subset.cached(loaded), tags, caption))

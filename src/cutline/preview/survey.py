@@ -22,17 +22,17 @@ import pyarrow.compute as pc
 
 from cutline.compose.as_kohya import AsKohya
 from cutline.compose.buckets import Buckets
-from cutline.compose.recipe import Recipe, Text
+from cutline.compose.recipe import Recipe, Text, check_layers
 from cutline.compose.tokens import Encoder, Trainer
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
 from cutline.dataset.query import Relation
 from cutline.layer import quote
-from cutline.options import CutlineError, OptionError
+from cutline.options import OptionError
 from cutline.preview import several
 from cutline.preview.drawn import NONE, Counts, Drawn, Found, Histogram
 from cutline.preview.exposure import Exposure, Tags
-from cutline.preview.lengths import LIMITS, Counter, same_counts
+from cutline.preview.lengths import LIMITS, Counter
 from cutline.preview.policies import Policies, Policy
 from cutline.preview.texts import CAUSES, LEFTOVERS, EqualTexts, look_for_empty, look_for_leftovers
 from cutline.statistics import Spread
@@ -207,18 +207,13 @@ def survey(
     if epochs < 1:
         raise OptionError(f"epochs = {epochs}: at least one")
     recipe.text_of(output)
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(
-            f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
-        )
+    check_layers(recipe, dataset)
     counters: list[Counter] = []
     mine: dict[str, int] = {}  # encoder to counter: those that count alike share one
     for encoder in trainer.encoders:
         if encoder.problem:
             continue
-        shared = next((n for n, counter in enumerate(counters) if same_counts(counter.encoder, encoder)), None)
+        shared = next((n for n, counter in enumerate(counters) if encoder.keeps_as(counter.encoder)), None)
         mine[encoder.name] = len(counters) if shared is None else shared
         if shared is None:
             counters.append(Counter(encoder))

@@ -26,7 +26,7 @@ from cutline.formats.kohya_toml import Config, SubsetConfig
 from cutline.formats.sidecar import Text
 from cutline.options import CutlineError, option
 from cutline.sources.kohya import Kohya
-from cutline.sources.listing import Listed, absolute, list_picture, printable, walk
+from cutline.sources.listing import absolute, list_picture, printable, walk
 from cutline.sources.rows import Rows
 
 
@@ -164,9 +164,24 @@ class KohyaToml:
             name = printable(listed.name(entry))
             if not listed_before:
                 list_picture(listed, entry, rows)
-            self._read_words(name, _words(listed, entry, subset, rows), subset, rows)
+            self._read_words(name, self._words(entry.name, subset, rows), subset, rows)
             yield from rows.full()
         yield from rows.rest()
+
+    def _words(self, picture: str, subset: SubsetConfig, rows: Rows) -> Text:
+        """The text of a picture's sidecar, or what stands in for it."""
+        start = str(self.relative_to.expanduser()) if self.relative_to is not None else ""
+        found = kohya_toml.sidecar_of(os.path.join(subset.image_dir or "", picture), subset.extension, start)
+        if found is not None:
+            try:
+                with open(found[0], "rb") as handle:
+                    return sidecar.read(handle.read(sidecar.LARGEST + 1))
+            except OSError as problem:
+                return Text(error="permission", detail=f"{os.path.basename(found[0])}: {problem.strerror}")
+        if words := subset.options.get("class_tokens"):
+            return sidecar.clean(words)
+        rows.note(f"picture without a {subset.extension} file and without class_tokens")
+        return Text()
 
     def _read_words(self, name: str, found: Text, subset: SubsetConfig, rows: Rows) -> None:
         captions, tags = f"captions/{self.layer}", f"tags/{self.layer}"
@@ -194,25 +209,6 @@ _BLANK_FIRST = re.compile(r"^[ \t]*[\r\n]")
 
 def _count(flags: pa.BooleanArray) -> int:
     return int(pc.sum(flags).as_py() or 0)
-
-
-def _words(listed: Listed, entry: os.DirEntry[str], subset: SubsetConfig, rows: Rows) -> Text:
-    """The text of a picture's sidecar, or what stands in for it."""
-    stem = os.path.splitext(entry.name)[0]
-    pieces = stem.split("_")
-    names = [stem, "_".join(pieces[:-4])] if len(pieces) >= 5 else [stem]  # of a cut-out face: img_10_20_30_40
-    for name in names:
-        try:
-            with open(os.path.join(listed.path, name + subset.extension), "rb") as handle:
-                return sidecar.read(handle.read(sidecar.LARGEST + 1))
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-        except OSError as problem:
-            return Text(error="permission", detail=f"{name}{subset.extension}: {problem.strerror}")
-    if words := subset.options.get("class_tokens"):
-        return sidecar.clean(words)
-    rows.note(f"picture without a {subset.extension} file and without class_tokens")
-    return Text()
 
 
 def _as_drawn(found: Found, subset: SubsetConfig) -> Found:
