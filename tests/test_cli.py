@@ -174,6 +174,7 @@ def test_exit_codes(cutline: Cutline, photos: Path, tmp_path: Path) -> None:
     ("words", "code", "next_step"),
     [
         (["status", "."], 1, "cutline add "),
+        (["preview", "photos/blue.png"], 1, "blue.png is a file; a dataset is the folder"),
         (["add", "nowhere"], 1, "there is no"),
         (
             ["add", "photos", "--from", "nothing"],

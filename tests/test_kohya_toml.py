@@ -33,6 +33,7 @@ def problems(folder: Path, text: str) -> dict[str, str]:
 
 
 FOLDER = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "d"\n'
+CONTROLLED = f"{FOLDER}conditioning_data_dir = 'c'\n"
 METADATA = '[[datasets]]\n[[datasets.subsets]]\nmetadata_file = "m.json"\n'
 
 
@@ -116,6 +117,14 @@ def test_what_has_no_effect_in_general_is_told(tmp_path: Path) -> None:
         (f"[general]\nresolution = [512]\n{FOLDER}", "[general]", "a list of two, [width, height]"),
         ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "dataset 1, subset 1", "missing_key: it has no image"),
         (f"{FOLDER}[[datasets.subsets]]\nmetadata_file = 'm'", "dataset 1", "mixed_subsets: "),
+        (f"{CONTROLLED}class_tokens = 'x'", "dataset 1, subset 1", "may not stand beside a conditioning_data_dir"),
+        (f"{CONTROLLED}is_reg = true", "dataset 1, subset 1", "may not stand beside a conditioning_data_dir"),
+        (
+            CONTROLLED.replace("]]", "]]\nclass_tokens = 'x'", 1),
+            "dataset 1",
+            "not stand beside a conditioning_data_dir",
+        ),
+        (f"{METADATA}conditioning_data_dir = 'c'", "dataset 1, subset 1", "unknown_key: 'conditioning_data_dir'"),
         ("[[datasets]]\nbatch_size = 1", "dataset 1", "nothing_to_train: it has no subsets"),
         ("[general]\nbatch_size = 1", "the top of the file", "nothing_to_train: it has no [[datasets]]"),
         (f"[genaral]\n{FOLDER}", "the top of the file", "do you mean general?"),
@@ -135,7 +144,7 @@ def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, where: str, 
         f"{FOLDER}custom_attributes = {{ a = 1 }}\nface_crop_aug_range = [1.0, 2.0]\nalpha_mask = true\nis_reg = true",
         f"{METADATA}image_dir = 'd'\nalpha_mask = true",
         f"[general]\nclass_tokens = 'x'\ncaption_extension = '.txt'\ncache_info = true\n{METADATA}",
-        f"{FOLDER}conditioning_data_dir = 'c'",
+        f"[general]\nclass_tokens = 'x'\n{CONTROLLED}",
     ],
 )
 def test_what_the_trainers_allow_is_allowed(tmp_path: Path, text: str) -> None:
@@ -322,6 +331,29 @@ def test_lines_that_the_trainer_does_not_read_are_further_captions(tiny_world: W
     assert tiny_world.rows("captions/kohya", "texts") == {"c.png": ["one line", "another"]}
 
 
+@pytest.mark.parametrize("options", [{}, {"shuffle_caption": True}], ids=str)
+def test_a_blank_first_line_is_told(options: dict[str, Any], tiny_world: World) -> None:
+    tiny_world.picture("a.png", "\nx")
+    tiny_world.picture("b.png", " b\n\n")
+    notes = tiny_world.add(tiny_world.folder(options))
+    assert notes["text whose first line is blank, so that kohya's trainers read nothing of it"] == 1
+    assert "# It cannot say: a text whose first line is blank is empty" in tiny_world.recipes()["mine"]
+
+
+def test_what_the_trainer_loses_of_metadata_in_lines_is_told(tiny_world: World) -> None:
+    for name in ("a.png", "b.png"):
+        tiny_world.picture(name)
+    entries = {"a.png": {"caption": "l1\nl2", "tags": "x"}, "b.png": {"caption": "\nx"}}
+    notes = tiny_world.add(tiny_world.metadata(entries, {}))
+    lost = "caption of several lines, of which kohya's trainers read the first, and no tags of its entry"
+    assert notes[lost] == 1
+    assert notes["text whose first line is blank, so that kohya's trainers read nothing of it"] == 1
+    head = tiny_world.recipes()["mine"].partition("[")[0]
+    assert "first line is blank" in head
+    assert "loses its tags" in head
+    assert lost not in tiny_world.add(tiny_world.metadata(entries, {"enable_wildcard": True}))
+
+
 def test_texts_of_tags_that_have_wildcards_stay_whole(tiny_world: World) -> None:
     tiny_world.picture("a.png", "1girl, {red|blue} hat")
     tiny_world.picture("b.png", "1girl, solo")
@@ -456,13 +488,14 @@ def test_a_recipe_of_someone_is_never_overwritten(tiny_world: World) -> None:
     assert tiny_world.recipes() == {"mine": "# mine\n", "mine-2": first}
 
 
-def test_faces_have_the_words_of_their_picture_and_folders_do_not_count(tiny_world: World) -> None:
+def test_faces_have_the_words_of_their_picture_and_underscores_of_folders_count(tiny_world: World) -> None:
     tiny_world.picture("img_1_2_3_4.png")
     (tiny_world.root / "d" / "img.txt").write_text("of the whole")
     tiny_world.picture("b.png", None, "x_1_2_3_4")
     (tiny_world.root / "x.txt").write_text("unrelated")
     tiny_world.add(tiny_world.folder({}), tiny_world.folder({}, "x_1_2_3_4"))
-    assert tiny_world.rows("captions/kohya", "texts") == {"img_1_2_3_4.png": ["of the whole"]}
+    assert Subset().load_image(tiny_world.root / "x_1_2_3_4" / "b.png") == "unrelated"
+    assert tiny_world.rows("captions/kohya", "texts") == {"img_1_2_3_4.png": ["of the whole"], "b.png": ["unrelated"]}
 
 
 def test_pictures_that_the_trainer_does_not_see_are_counted(tiny_world: World) -> None:

@@ -16,6 +16,7 @@ from cutline.compose.buckets import Buckets
 from cutline.options import CutlineError
 from cutline.preview.lint import Lint, lint
 from cutline.preview.lint_rules import RULES, Finding
+from running import cutline
 
 ORACLES = Path(__file__).parent / "oracles" / "kohya"
 
@@ -184,6 +185,18 @@ def test_a_fault_without_a_case_among_the_texts_is_no_loss(tiny_world: World) ->
     assert not made["keep_separator_leaks"].lost
 
 
+def test_a_prefix_before_a_sentence_is_no_loss(tiny_world: World) -> None:
+    tiny_world.picture("a.png", "a dog on a beach, at night")
+    fuses = "caption_prefix = 'a photo of'\n"
+    assert not found(tiny_world.config(fuses))["prefix_fuses"].lost
+    assert found(tiny_world.config(f"{fuses}{SHUFFLED}"))["prefix_fuses"].lost
+
+
+def test_bucket_steps_of_nothing(tiny_world: World) -> None:
+    dataset = "resolution = 512\nenable_bucket = true\nbucket_reso_steps = 0"
+    assert "bucket_reso_steps to 64" in found(tiny_world.config(dataset=dataset))["bucket_bounds"].way_out
+
+
 @pytest.mark.parametrize(
     ("text", "subset", "signs"),
     [
@@ -191,6 +204,10 @@ def test_a_fault_without_a_case_among_the_texts_is_no_loss(tiny_world: World) ->
         ("a;;;b", "", ";;;"),
         ("red | blue", "", r"\|"),
         (r"one\nline", "", r"\\n"),
+        (r"A cat.\n\nIt sleeps", "", r"\\n"),
+        ("a {red} cat", "", r"\{ \}"),
+        ("{red, green|blue}", "", r"\{"),
+        ("{a|{b|c} dog}", "enable_wildcard = true", r"\}"),
         ("{a|{b|c}}", "enable_wildcard = true", r"\{"),
     ],
 )
@@ -203,6 +220,8 @@ def test_signs_that_nothing_reads(tiny_world: World, text: str, subset: str, sig
     ("text", "subset"),
     [
         (">:|, |_|, ||_||, \\||/", ""),
+        (r"1girl, \n/, \m/, solo, :{, {}, ;}, hat", ""),
+        (r"she does \n/ with both hands, a face :{ and {} here", "enable_wildcard = true"),
         ("{{literal}} {a|b}", "enable_wildcard = true"),
         ("a ||| b, c", f"{SHUFFLED}keep_tokens_separator = '|||'"),
         ("a;;;b", "secondary_separator = ';;;'"),
@@ -276,6 +295,18 @@ def test_a_stale_text_encoder_cache(tiny_world: World, cache: str) -> None:
     assert not found(path)["te_cache_older"].lost
     os.utime(tiny_world.folder / cache, ns=(1000, picture.with_suffix(".txt").stat().st_mtime_ns + 1))
     assert "te_cache_unknown" in found(path, cache_text=True)
+
+
+def test_of_several_text_encoder_caches_the_stale_one_is_told(tiny_world: World) -> None:
+    picture = tiny_world.picture("a.png", "edited")
+    tiny_world.picture("a_flux.png", "edited")
+    edited = picture.with_suffix(".txt").stat().st_mtime_ns
+    for cache, age in (("a_sd3_te", 1), ("a_te_outputs", -1), ("a_flux_te", 1), ("a_flux_te_outputs", 10**12)):
+        (tiny_world.folder / f"{cache}.npz").write_bytes(b"")
+        os.utime(tiny_world.folder / f"{cache}.npz", ns=(1000, edited + age))
+    made = found(tiny_world.config(), cache_text=True)
+    assert made["te_cache_older"].what.endswith(": a_te_outputs.npz")
+    assert made["te_cache_unknown"].what.endswith(": a_flux_te_outputs.npz")  # of a_flux.png
 
 
 def test_a_text_encoder_cache_older_than_the_metadata(tiny_world: World) -> None:
@@ -371,6 +402,27 @@ def test_a_subset_said_twice(tiny_world: World) -> None:
     assert lint(path).pictures == 1
 
 
+def test_a_picture_in_two_subsets_of_a_dataset(tiny_world: World) -> None:
+    tiny_world.picture("a.png")
+    first = tiny_world.metadata({"a.png": {"caption": "a"}, "b.png": {"caption": "b"}}).read_text()
+    second = tiny_world.metadata({"a.png": {"tags": "cat"}, "c.png": {"tags": "c"}}, name="n.json")
+    apart = f"{first}{second.read_text()}"
+    second.write_text(apart)
+    assert "same_picture" not in found(second)
+    second.write_text(apart.replace("[[datasets]]", "").join(("[[datasets]]", "")))
+    finding = found(second)["same_picture"]
+    assert (finding.lost, finding.where) == (True, "dataset 1, subset 2")
+    assert "1 picture that" in finding.what
+    assert finding.what.endswith(": a.png")
+
+
+def test_a_folder_written_in_two_ways(tiny_world: World) -> None:
+    tiny_world.picture("a.png", "a")
+    path = tiny_world.config()
+    path.write_text(f"{path.read_text()}\n[[datasets.subsets]]\nimage_dir = {json.dumps(f'{tiny_world.folder}/')}\n")
+    assert found(path)["same_picture"].lost
+
+
 # -- metadata_cache.json and validation -----------------------------------------------------------------------
 
 
@@ -412,6 +464,17 @@ def test_validation_rounded_twice(tiny_world: World, count: int, share: float, o
     assert ("validation_rounding" in made) is overlap
     regularisation = tiny_world.config("is_reg = true", dataset=f"validation_split = {share}\nvalidation_seed = 7")
     assert "validation_rounding" not in found(regularisation)
+
+
+@pytest.mark.parametrize(
+    ("share", "code"), [(0.05, "validation_none"), (1.5, "validation_share"), (-0.5, "validation_share")]
+)
+def test_a_share_by_which_nothing_is_validated(tiny_world: World, share: float, code: str) -> None:
+    for number in range(10):
+        tiny_world.picture(f"{number}.png", "a")
+    seed = "validation_seed = 7"
+    assert found(tiny_world.config(dataset=f"validation_split = {share}\n{seed}"))[code].lost
+    assert code not in found(tiny_world.config(dataset=f"validation_split = 0.1\n{seed}"))
 
 
 # -- metadata -------------------------------------------------------------------------------------------------
@@ -565,7 +628,10 @@ def test_latents_in_the_place_of_a_picture(tiny_world: World) -> None:
     assert found(path)["npz_opened_as_image"].lost
     assert "npz_opened_as_image" not in found(tiny_world.metadata({str(picture): {"caption": "a", **A}}))
     assert "npz_opened_as_image" not in found(tiny_world.metadata({"a.png": {"caption": "a"}}))
-    latents.rename(tiny_world.folder / "a_0064x0048_sdxl.npz")
+    other = tiny_world.folder / "a_0064x0048_sdxl.npz"
+    other.touch()
+    assert "flux" in found(tiny_world.metadata({str(picture): {"caption": "a"}}))["npz_opened_as_image"].what
+    latents.unlink()
     made = found(tiny_world.metadata({str(picture): {"caption": "a"}}))
     assert "npz_opened_as_image" not in made
     assert not made["npz_replaces_picture"].lost
@@ -593,6 +659,13 @@ def test_names_that_are_not_utf8_can_be_printed(tiny_world: World) -> None:
     finding = found(tiny_world.config())["no_sidecar"]
     assert r"caf\xe9.png" in finding.what
     assert finding.what.encode()
+
+
+def test_names_that_a_terminal_would_obey_are_printed_as_escapes(tiny_world: World) -> None:
+    tiny_world.picture("\x1b[31m\u202e.png")
+    printed = cutline("preview", tiny_world.config()).stdout
+    assert r"␛[31m\u202e.png" in printed
+    assert "\x1b" not in printed
 
 
 def test_faults_of_a_config_are_findings_and_the_rest_is_looked_at(tiny_world: World) -> None:

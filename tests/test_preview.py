@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from cutline.cli.preview import TrainingRun
 from cutline.compose.buckets import Buckets
 from cutline.compose.recipe import Recipe, RecipeError
 from cutline.compose.tokens import Trainer, find_trainer
 from cutline.dataset import Dataset
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError, fill
 from cutline.preview import places
 from cutline.preview.drawn import normal
 from cutline.preview.lengths import Counter, cuts_at_spaces
@@ -213,6 +214,13 @@ def test_a_text_that_is_dropped_is_no_loss(tmp_path: Path) -> None:
     assert (found.losses(), rows(found.exposure.never)) == ([], [("cat", 1)])
 
 
+def test_a_text_whose_tags_are_all_dropped_is_no_loss(tmp_path: Path) -> None:
+    assert counts(looked_at(tmp_path / "p", ["cat"], "", tags={"dropout": 1.0}).empty) == {"dropped": 1}
+    assert "left_out" in counts(
+        looked_at(tmp_path / "q", ["cat"], "", captions={"dropout": 0.5}, tags={"blacklist": ["cat"]}).empty
+    )
+
+
 def test_what_rarely_is_meant_is_found(tmp_path: Path) -> None:
     texts = {
         "a": "{cat|dog}",
@@ -241,7 +249,7 @@ def test_what_rarely_is_meant_is_found(tmp_path: Path) -> None:
         ", without a space": ["d"],
     }
     lines = "it has several lines, of which the trainer reads one"
-    assert found.losses() == [f"the trainer would misread 1 of 7 pictures' entries: {lines}"]
+    assert found.losses() == [f"the trainer would misread 1 of 7 entries: {lines}"]
     assert (found.misread[lines].examples, found.cannot) == (["b"], ())
     other = survey(made, Recipe.parse({"captions": {"first_of": ["captions/mine"]}}), find_trainer("diffusers-sd1"))
     assert other.losses() == []
@@ -331,7 +339,7 @@ def test_a_text_at_which_the_trainer_stops(tmp_path: Path) -> None:
     found = survey(made, words, find_trainer("kohya-sd1", weighted_captions="true"))
     assert found.encoders[0].stops == 1
     assert counts(found.leftovers) == {"brackets read as weights": 1}
-    assert "the trainer would stop at 1 texts (clip-l)" in found.losses()
+    assert "the trainer would stop at 1 text (clip-l)" in found.losses()
 
 
 def test_what_it_cannot_do_is_said(mine: Dataset) -> None:
@@ -525,6 +533,22 @@ def test_tags_are_found_where_they_stand(tags: list[str], caption: str | None, f
     assert starts.tolist() == sorted(starts.tolist())
 
 
+def test_what_stands_behind_a_null_is_no_tag() -> None:
+    offsets, mask = pa.array([0, 1, 2, 3], pa.int32()), pa.array([False, True, False])
+    tags = pa.ListArray.from_arrays(offsets, pa.array(["cat", "ghost", "dog"]), mask=mask)
+    starts, ends = places.locate(pa.array(["cat", "ghost", "a dog"]), pa.array([None] * 3, pa.string()), tags, ", ")
+    assert (starts.tolist(), ends.tolist()) == ([0, 2], [3, 5])
+
+
+@pytest.mark.parametrize("given", ["-5,-5", "0,512", "0,0", "1,2,3"])
+def test_a_resolution_that_is_none(given: str) -> None:
+    with pytest.raises(OptionError, match=f"resolution={given}: one number of pixels from 1 up, or two"):
+        fill(TrainingRun, {"resolution": given})
+    assert fill(TrainingRun, {"resolution": "512"}).size == (512, 512)
+    assert fill(TrainingRun, {"resolution": "512,768"}).size == (512, 768)
+    assert fill(TrainingRun, {}).size is None
+
+
 # -- the command line -------------------------------------------------------------------------------------------
 
 
@@ -546,6 +570,7 @@ def test_the_command_line_tells_people_and_programs(mine: Dataset, tmp_path: Pat
     told = json.loads(cutline("preview", *chosen, "--json", "--trainer", "kohya-sd3").stdout)
     assert told["trainer"] == "kohya-sd3"
     assert told["encoders"]["clip-l"]["cut"]["75"] == 1
+    assert (told["encoders"]["clip-l"]["tokens"]["p90"], told["encoders"]["clip-l"]["tokens"]["median"]) == (78, 0)
     assert "hf download" in told["encoders"]["t5-xxl"]["problem"]
     assert told["exposure"]["commonest"][0] == {"tag": "cat", "texts": 2, "kept": 2, "pictures": 3}
     strict = cutline("preview", *chosen, "--strict", code=3)
@@ -610,5 +635,6 @@ def test_files_of_a_trainer_are_looked_at(tmp_path: Path) -> None:
     refused = cutline("preview", config, "--trainer", "kohya-sd1", "--sample", 3, code=2).stderr
     assert "--trainer, --sample is about datasets of Cutline" in refused
     assert "no option 'steps'" in cutline("preview", config, "-o", "steps=3", code=2).stderr
-    assert "pictures that a trainer would load" in cutline("preview", folder).stdout
+    assert "--top is about datasets of Cutline" in cutline("preview", config, "--top", 0, code=2).stderr
+    assert "1 picture that a trainer would load" in cutline("preview", folder).stdout
     assert "no dataset yet" in cutline("preview", tmp_path / "nothing", code=1).stderr

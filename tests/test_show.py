@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cutline.compose.clip import ftfy_changes
 from cutline.compose.recipe import Recipe
 from cutline.compose.tokens import find_trainer
 from cutline.dataset import Dataset
 from cutline.options import CutlineError
-from cutline.preview.picture import Text, look, rows_of, spoken
+from cutline.preview.picture import Text, look, rows_of, spoken, view
 from running import cutline, environment
 
 TAGS = ["1girl", "astolfo_(fate)", "long_hair", *(f"extraordinary_tag_{number}" for number in range(40))]
@@ -39,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken.png").write_bytes(b"no picture")
     words = {
         "many_(tags).png": {"tags": ", ".join(TAGS), "caption": "she stands, at noon\nand waits"},
-        "said.png": {"caption": 'a sign "OPEN" [bold] by \x1b[31mnight', "tags": ""},
+        "said.png": {"caption": 'a sign "OPEN" [bold] by \x1b[31mnight', "tags": "\u202ehat\x9b, solo"},
     }
     (root.parent / "words.json").write_text(json.dumps(words), "utf-8")
     (root.parent / "recipe.toml").write_text(RECIPE, "utf-8")
@@ -98,18 +99,29 @@ def test_what_sdxl_keeps(dataset: Path) -> None:
     assert left["split_tags"] == [tag for tag in inside if text.index(tag) + len(tag) > border]
     assert left["unpooled_tags"] == []  # clip-l has no pooled vector here
     assert right["unpooled_tags"] == kept[len(inside) :]
-    assert f"no part in the pooled vector of clip-g: {', '.join(kept[len(inside) :])}" in plain
+    unpooled = kept[len(inside) :]
+    assert f"pooled vector of clip-g: {', '.join(unpooled[:10])}, and {len(unpooled) - 10} more\n" in plain
 
 
 def test_a_tag_that_the_border_of_a_chunk_cuts() -> None:
-    from cutline.preview.picture import view
-
     one = find_trainer("kohya-sdxl", max_token_length=150).encoders[1]
     text = "a " * 73 + ", long hair extraordinary, solo"  # the comma is token 73, long 74, hair 75
     found = view(one, text, ["long hair extraordinary", "solo"])
     assert (found.split_tags, found.unpooled_tags, found.lost_tags) == (("long hair extraordinary",), ("solo",), ())
     short = view(find_trainer("kohya-sdxl").encoders[1], text, ["long hair extraordinary", "solo"])
     assert short.lost_tags == ("long hair extraordinary", "solo")
+
+
+def test_a_tag_is_looked_for_where_it_stands() -> None:
+    """Not within a word, nor in the caption."""
+    one = find_trainer("kohya-sd1").encoders[0]
+    caption = "a chat " * 40
+    assert view(one, f"{caption}. hat", ["hat"], caption, ". ").lost_tags == ("hat",)
+    caption = "word " * 72 + "with a dog, cat, and more"
+    tags = ["cat", "dog", "hat"]
+    assert view(one, f"photo of, cat, dog, hat, {caption}", tags, caption).lost_tags == ()
+    assert view(one, f"{caption}, cat, dog, hat", tags, caption).lost_tags == tuple(tags)
+    assert view(one, "é " * 80 + ", ça", ["ça"], "é " * 80).lost_tags == ("ça",)
 
 
 def test_a_terminal_gets_colours(dataset: Path) -> None:
@@ -153,6 +165,11 @@ def test_glyphs(dataset: Path, tmp_path: Path) -> None:
     assert "byt5: 13 tokens, of 127" in plain
     assert "\x1b" not in plain  # of the caption
     assert "[bold] by ␛[31mnight" in plain
+    assert r"  \u202ehat\x9b, solo, a sign" in plain
+    recipe = dataset.parent / "recipe.toml"
+    for printed in (plain, cutline("preview", dataset, "--recipe", recipe, "--trainer", "kohya-sd1").stdout):
+        assert r"\u202ehat\x9b" in printed
+        assert not {"\u202e", "\x9b"} & {*printed}
 
 
 def test_nothing_to_say_and_nobody_to_say_it_of(dataset: Path) -> None:
@@ -187,7 +204,7 @@ def test_without_a_recipe_that_is_obvious_the_layers_are_shown(dataset: Path, tm
         ),
         (["said.png", "-o", "max_token_length=150"], 2, "give --trainer, too"),
         (["said.png", "--recipe", "nothing"], 1, "there is no recipe nothing"),
-        (["said.png", "--recipe", "danbooru"], 1, "lacks. It has: captions/kohya, tags/kohya"),
+        (["said.png", "--recipe", "danbooru"], 1, "does not have. It has: captions/kohya, tags/kohya"),
         (["said.png", "--epochs", "0"], 2, "epochs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -233,7 +250,7 @@ def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> No
         ([], True, False),
     ]
     assert fixed["texts"][1]["text"] == fixed["texts"][0]["text"].partition("\n")[0]
-    assert fixed["notes"] == ["the trainer misreads this picture: it has several lines, of which the trainer reads one"]
+    assert fixed["notes"] == ["the trainer misreads this picture: it has several lines, of which the trainer reads one: [captions] line_breaks = \"space\" makes them one"]
     told = of(captions='line_breaks = "space"', tags='dropout = 0.5\nseparator = "; "')
     assert told["notes"][0].startswith("the trainer cannot be told all of this recipe: it joins tags")
     assert told["notes"][1] == "so it is given the text of epoch 0 in every epoch, unless the export bakes in some more"
@@ -253,6 +270,19 @@ def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> No
         said = text["text"].split(", ")
         assert said[said.index(encoder["lost_tags"][0]) :][: len(encoder["lost_tags"])] == encoder["lost_tags"]
         assert encoder["lost_tags"][0].endswith(encoder["lost"].split(",")[0].strip())
+
+
+def test_letters_that_ftfy_changes_are_told(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text(" it’s a “red” sign\n", "utf-8")
+    cutline("add", tmp_path)
+    plain = cutline("show", tmp_path, "one.png", "--trainer", "kohya-sdxl").stdout
+    assert "clip-l and clip-g may count fewer tokens in sd-scripts' own environment" in plain
+    assert "clip-l and clip-g: 11 tokens" in plain
+    assert "raw:" not in plain  # the same but for white space
+    for trainer in ("diffusers-sdxl", "kohya-lumina2"):
+        assert "fewer tokens" not in cutline("show", tmp_path, "one.png", "--trainer", trainer).stdout
+    assert not ftfy_changes("it's plain, 漢字 and é")
 
 
 def test_a_key_in_another_form_is_found(tmp_path: Path) -> None:

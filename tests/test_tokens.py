@@ -353,6 +353,11 @@ def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
         (row.replace("length = 12", "size = 12"), "an encoder has no option 'size'"),
         (row.replace('"clip"', '"other"'), "no tokenizer 'other'; there are: clip, t5xxl, t5, gemma2, qwen, bytes"),
         (row + 'option = "other"', "no option 'other'"),
+        (row.replace('"mine"', '"../../x/y"'), "files are named after it"),
+        (row + row, "two encoders are called mine"),
+        (row.replace("length = 12", "length = 248") + "pad = 0", "chunked and pad are for CLIP's rows: length = 77"),
+        (row + "chunked = true", "chunked and pad are for CLIP's rows: length = 77"),
+        (row.replace("specials = 2", "specials = 12"), "specials = 12 leaves no text"),
         ("name = 1\n" + row, r"a list of \[\[encoders\]\]"),
         ("encoders = 1", r"a list of \[\[encoders\]\]"),
         ("", r"a list of \[\[encoders\]\]"),
@@ -402,14 +407,27 @@ def test_glyphs_are_what_is_quoted() -> None:
     one = encoder("kohya-hunyuan-image", "byt5")
     text = 'a sign "OPEN" by a door ‘ÜBER’ and “開” and “OPEN”'
     reading = one.read(text)
-    assert "".join(token.text for token in reading.tokens) == "OPENÜÜBER開開開"
-    assert (reading.kept, reading.lost) == ('"OPEN"‘ÜBER’“開”', "")
-    assert reading.count == len('Text "OPEN". Text "ÜBER". Text "開". '.encode())
+    assert "".join(token.text for token in reading.tokens) == "OPENÜÜBER開開開OPEN"
+    assert (reading.kept, reading.lost) == ('"OPEN"‘ÜBER’“開”“OPEN”', "")
+    assert reading.count == len('Text "OPEN". Text "ÜBER". Text "開". Text "OPEN". '.encode())
     assert one.read("no quotes, it's").tokens == []
     assert one.counts([text, "no quotes", 'cut "in half']).tolist() == [reading.count, 0, 0]
     cut = one.read(f'a "{"x" * 200}" b "y"')
     assert cut.kept + cut.lost == f'"{"x" * 200}""y"'
     assert (len(cut.kept), cut.limit) == (1 + 127 - len('Text "'), 127)
+
+
+def test_glyphs_are_read_by_the_kind_of_mark() -> None:
+    """`"…"` before `‘…’` before `“…”`, wherever they stand, and each as often as it stands there."""
+    one = encoder("kohya-hunyuan-image", "byt5")
+    texts = ['a sign "OPEN" and a sign "OPEN"', '"it is ‘fine’ now"']
+    assert one.counts(texts).tolist() == [26, 42]
+    assert one.read(texts[1]).kept == '"it is ‘fine’ now"‘fine’'
+    cut = one.read(f'“{"A" * 200}” and "{"B" * 100}" and ""')
+    assert cut.kept == f'"{"B" * 100}"""“AAA'  # 109 + 9 + 6 ids before the first A
+    assert cut.lost == f"{'A' * 197}”"
+    assert [token.chunk for token in cut.tokens if token.text == "A"].count(0) == 3
+    assert one.read(f'‘x’ "{"y" * 118}"').lost == "‘x’"
 
 
 def test_subwords_have_spans(subwords: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,10 @@ import typer
 
 DONE_IN_PART = 3
 INTERRUPTED = 130
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "⏎", 127: "␡"}
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # within words and emoji
 
 DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)]
 Options = Annotated[
@@ -55,6 +60,18 @@ def counted(counts: Mapping[str, int]) -> str:
 def say(text: str) -> None:
     """A line for people, beside the output."""
     print(text, file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """Someone's text on one line and with nothing that a terminal obeys: control characters, changes of direction."""
+    if text.isprintable():
+        return text
+    return "".join(
+        _PICTURES.get(ord(letter), letter.encode("unicode_escape").decode())
+        if unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS
+        else letter
+        for letter in text
+    )
 
 
 def unreadable_query(dataset: Path) -> str:

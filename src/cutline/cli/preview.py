@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say
-from cutline.options import option
+from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say, visible
+from cutline.options import OptionError, option
+from cutline.preview import several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,17 @@ class TrainingRun:
     cache_latents: bool = option(False, "it will have --cache_latents")
     workers: int = option(1, "its --max_data_loader_n_workers")
     max_token_length: int | None = option(None, "its --max_token_length")
-    resolution: tuple[int, int] = option((0, 0), "its --resolution: width,height in pixels; 0,0 for none")
+    resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
+            shown = ",".join(map(str, self.resolution))
+            raise OptionError(f"resolution={shown}: one number of pixels from 1 up, or two: width,height")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height; None where the run says no resolution."""
+        return (self.resolution[0], self.resolution[-1]) if self.resolution else None
 
 
 def run(
@@ -64,7 +75,9 @@ def run(
     epochs: Annotated[int, typer.Option(min=1, help="Compose and count every picture so many times.")] = 1,
     seed: Annotated[int, typer.Option(help="What the recipe's random choices are drawn from.")] = 0,
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many pictures, drawn by the seed.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many tags of each sort to name.")] = 10,
+    top: Annotated[
+        int | None, typer.Option(min=0, help="How many tags of each sort to name; 10 by default.", show_default=False)
+    ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures of it into this folder.")] = None,
     buckets: Annotated[
         Path | None,
@@ -83,9 +96,9 @@ def run(
     opened = Dataset(dataset)
     if not opened.exists and (dataset.is_dir() or dataset.suffix in (".toml", ".json")):
         said = {"--recipe": recipe, "--trainer": trainer, "--output": output, "--sample": sample, "--plots": plots}
-        said |= {"--epochs": epochs > 1, "--seed": seed}
+        said |= {"--epochs": epochs > 1, "--seed": seed, "--top": top is not None}
         if idle := [name for name, value in said.items() if value]:
-            raise settings.OptionError(
+            raise OptionError(
                 f"{', '.join(idle)} is about datasets of Cutline, and {dataset} is none: its files are looked at as "
                 f"they are. Make it one: cutline add {dataset}"
             )
@@ -99,8 +112,9 @@ def run(
         from cutline.preview.survey import placed, survey
 
         opened.key_rule  # noqa: B018  it says so where there is no dataset
+        top = 10 if top is None else top
         resolution = given.pop("resolution", _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024"))
-        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").resolution)
+        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").size or (1024, 1024))
         chosen = find_trainer(trainer or _TRAINER, **given)
         words = find_recipe(opened, recipe)
         found = survey(
@@ -124,7 +138,7 @@ def run(
                     say(f"not counted: {lengths.encoder.problem}")
     if strict and losses:
         for loss in losses:
-            say(f"lost: {loss}")
+            say(f"lost: {visible(loss)}")
         raise typer.Exit(DONE_IN_PART)
 
 
@@ -153,7 +167,7 @@ def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool
     from cutline.preview.lint import lint
 
     run = settings.fill(TrainingRun, given, name="a training run")
-    said = {**dataclasses.asdict(run), "resolution": run.resolution if any(run.resolution) else None}
+    said = {**dataclasses.asdict(run), "resolution": run.size}
     if buckets:
         with _csv(buckets) as write:
             found = lint(path, **said, each=write)
@@ -168,26 +182,29 @@ def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool
 
 def _print_lint(found: Lint, path: Path) -> None:
     console = _console()
-    console.print(f"{path}: {found.pictures:,} pictures that a trainer would load", soft_wrap=True)
+    console.print(
+        f"{visible(str(path))}: {several(found.pictures, 'picture')} that a trainer would load", soft_wrap=True
+    )
     for lost, title in ((True, "lost, wrong, or a stop"), (False, "worth knowing")):
         for finding in (mine := [finding for finding in found.findings if finding.lost == lost]):
             if finding is mine[0]:
                 console.print(f"\n{title}")
-            console.print(f"  {finding.where}: {finding.what}  [{finding.code}]", soft_wrap=True)
+            console.print(f"  {visible(f'{finding.where}: {finding.what}')}  [{finding.code}]", soft_wrap=True)
             console.print(f"    way out: {finding.way_out}", soft_wrap=True)
     if not found.findings:
         console.print("nothing wrong was found")
     if found.buckets:
         console.print("\nbuckets")
-        rows = [(entry.dataset, f"{entry.width}x{entry.height}", f"{entry.pictures:,}") for entry in found.buckets]
+        rows = [
+            (visible(entry.dataset), f"{entry.width}x{entry.height}", f"{entry.pictures:,}") for entry in found.buckets
+        ]
         _table(console, ["dataset", "bucket", "pictures"], rows)
 
 
 def _print(found: Survey, top: int) -> None:
     console = _console()
     epochs = f" in {found.epochs:,} epochs: {found.texts:,} texts" if found.epochs > 1 else ""
-    pictures = "1 picture" if found.pictures == 1 else f"{found.pictures:,} pictures"
-    console.print(f"{pictures}{epochs}, as {found.trainer} reads them")
+    console.print(f"{several(found.pictures, 'picture')}{epochs}, as {found.trainer} reads them")
     _print_lengths(console, found)
     _print_policies(console, found)
     _print_exposure(console, found, top)
@@ -236,7 +253,7 @@ def _print_lengths(console: Console, found: Survey) -> None:
         if lengths.encoder.problem:
             console.print(f"\n{lengths.encoder.name} is not counted: {lengths.encoder.problem}", soft_wrap=True)
         elif lengths.stops:
-            console.print(f"\n{lengths.encoder.name}: the trainer would stop at {lengths.stops:,} texts")
+            console.print(f"\n{lengths.encoder.name}: the trainer would stop at {several(lengths.stops, 'text')}")
 
 
 def _print_policies(console: Console, found: Survey) -> None:
@@ -268,7 +285,7 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     exposure = found.exposure
     if not len(exposure.tags) and not len(exposure.never):
         return
-    console.print(f"\n{len(exposure.tags):,} tags, in texts {exposure.texts:,} times")
+    console.print(f"\n{several(len(exposure.tags), 'tag')}, in texts {several(exposure.texts, 'time')}")
     if exposure.encoder:
         within = _percent(exposure.texts - exposure.lost, exposure.texts)
         console.print(f"of those within {exposure.encoder}'s limit: {within}")
@@ -279,7 +296,7 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     for title, tags in shown if top else ():
         console.print(f"\n{title}")
         columns = ["tag", "texts", *(["kept"] if exposure.encoder else []), "pictures"]
-        rows = [(row["tag"], *(f"{row[name]:,}" for name in columns[1:])) for row in tags]
+        rows = [(visible(row["tag"]), *(f"{row[name]:,}" for name in columns[1:])) for row in tags]
         _table(console, columns, rows)
     for title, table, name in (
         ("in a layer, and in no text", exposure.never, "pictures"),
@@ -287,10 +304,13 @@ def _print_exposure(console: Console, found: Survey, top: int) -> None:
     ):
         if len(table):
             first = 1 if name == "place" else 0  # people count from 1
-            some = ", ".join(f"{row['tag']} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist())
+            some = ", ".join(
+                f"{visible(row['tag'])} ({row[name] + first:,})" for row in table.slice(0, top).to_pylist()
+            )
             more = " …" if some and len(table) > top else ""
-            tags = "1 tag" if len(table) == 1 else f"{len(table):,} tags"
-            console.print(f"\n{title} ({name}): {tags}{': ' if some else ''}{some}{more}", soft_wrap=True)
+            console.print(
+                f"\n{title} ({name}): {several(len(table), 'tag')}{': ' if some else ''}{some}{more}", soft_wrap=True
+            )
 
 
 def _print_odd(console: Console, found: Survey) -> None:
@@ -314,15 +334,14 @@ def _print_odd(console: Console, found: Survey) -> None:
         },
     }
     for title, group in groups.items():
-        rows = [(name, f"{one.count:,}", _examples(one)) for name, one in group.items() if one.count]
+        rows = [(visible(name), f"{one.count:,}", _examples(one)) for name, one in group.items() if one.count]
         if rows:
             console.print(f"\n{title}")
             _table(console, ["", "", "such as"], rows)
 
 
 def _examples(found: Found) -> str:
-    shown = [example if len(example) <= 60 else f"{example[:57]}…" for example in found.examples]
-    return "\n".join(text.encode("unicode_escape").decode() if not text.isprintable() else text for text in shown)
+    return "\n".join(visible(text if len(text) <= 60 else f"{text[:57]}…") for text in found.examples)
 
 
 def _percent(part: int, whole: int) -> str:

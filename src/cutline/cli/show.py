@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutline.cli.common import AsJson, DatasetPath, print_json, say
+from cutline.cli.common import AsJson, DatasetPath, print_json, say, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _CHUNK_STYLES = ("green", "blue")  # in turn
 _LOST_STYLE = "strike red"
+_TAGS = 10  # of a long list, those that are named
 _UNSHOWN = ("key", "content", "request", "mtime_ns", "offset")  # of a layer's row: the store's, and long
-_VISIBLE = str.maketrans({code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "⏎", 127: "␡"})
 
 
 def run(
@@ -72,16 +73,17 @@ def _print(found: Look, trainer: str) -> None:
     from rich.console import Console
 
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)  # a text may look like either
-    console.print(found.key.translate(_VISIBLE), style="bold")
+    console.print(visible(found.key), style="bold")
     for name, row in found.layers.items():
-        console.print(name, style="bold")
+        console.print(visible(name), style="bold")
         for column, value in row.items():
-            if column not in _UNSHOWN and not (column == "raw" and value in row.get("texts", ())):
-                console.print(f"  {column}: {_said(value)}")
+            if column in _UNSHOWN or (column == "raw" and _says_the_same(value, row.get("texts", ()))):
+                continue
+            console.print(f"  {column}: {_said(value)}")
     if "error" in found.layers["pictures"]:
         console.print("\nThis picture cannot be read: no trainer is given it, and it has no text.")
     for note in found.notes:
-        console.print(f"\n{note}")
+        console.print(f"\n{visible(note)}")
     for number, text in enumerate(found.texts):
         console.print(f"\n{text.label}", style="bold")
         if text.text is None:
@@ -89,7 +91,7 @@ def _print(found: Look, trainer: str) -> None:
         elif not text.text:
             console.print("  (dropped: an empty text)")
         else:
-            console.print(f"  {text.text.translate(_VISIBLE)}")
+            console.print(f"  {visible(text.text)}")
         if found.views:
             _print_views(console, trainer, text.text or "", found.views[number])
 
@@ -106,7 +108,7 @@ def _print_views(console: Console, trainer: str, text: str, views: list[View]) -
         first = group[0]
         names = f"  {trainer}: {' and '.join(one.encoder.name for one in group)}"
         if first.reading is None:
-            console.print(f"{names}: {first.problem}")
+            console.print(f"{names}: {visible(first.problem)}")
             continue
         reading = first.reading
         rows = reading.limit // first.encoder.chunk if first.encoder.chunk else 1
@@ -116,21 +118,23 @@ def _print_views(console: Console, trainer: str, text: str, views: list[View]) -
         if reading.tokens:
             console.print(_painted(text, first))
         if reading.lost:
-            console.print(f"    falls off: {reading.lost.translate(_VISIBLE)}", style="red")
+            console.print(f"    falls off: {visible(reading.lost)}", style="red")
         if first.lost_tags:
             more = f", and {len(first.lost_tags) - 1} after it" if first.lost_tags[1:] else ""
-            console.print(f"    first lost tag: {first.lost_tags[0]}{more}")
+            console.print(f"    first lost tag: {visible(first.lost_tags[0])}{more}")
         if first.split_tags:
-            console.print(f"    cut by the border of a chunk: {', '.join(first.split_tags)}")
+            console.print(f"    cut by the border of a chunk: {visible(', '.join(first.split_tags))}")
         if first.weights:
-            said = ", ".join(f'"{piece.translate(_VISIBLE)}" {weight:.4g}' for piece, weight in first.weights)
+            said = ", ".join(f'"{visible(piece)}" {weight:.4g}' for piece, weight in first.weights)
             console.print(f"    weights: {said}")
         if first.eaten:
             said = ", ".join(f'{piece} is read as "{left}"' for piece, left in first.eaten)
-            console.print(f"    brackets eaten: {said.translate(_VISIBLE)}")
+            console.print(f"    brackets eaten: {visible(said)}")
         for one in group:
-            if one.unpooled_tags:
-                console.print(f"    no part in the pooled vector of {one.encoder.name}: {', '.join(one.unpooled_tags)}")
+            if tags := one.unpooled_tags:
+                more = f", and {len(tags) - _TAGS:,} more" if len(tags) > _TAGS else ""
+                said = visible(", ".join(tags[:_TAGS]))
+                console.print(f"    no part in the pooled vector of {one.encoder.name}: {said}{more}")
             if one.encoder.note and not (one.encoder.pooled and one.encoder.chunk):
                 console.print(f"    {one.encoder.name} {one.encoder.note}")
 
@@ -141,19 +145,30 @@ def _painted(text: str, view: View) -> Text:
 
     painted, end = Text("    "), 0
     assert view.reading
+    if view.encoder.quoted:  # it reads the quotations in an order of its own
+        painted.append(visible(view.reading.kept), style=_CHUNK_STYLES[0])
+        if view.reading.lost:
+            painted.append("⟦falls off⟧", style="dim")
+            painted.append(visible(view.reading.lost), style=_LOST_STYLE)
+        return painted
     for chunk, group in itertools.groupby(view.reading.tokens, lambda token: token.chunk):
         tokens = list(group)
         start = max(tokens[0].start, end)
-        painted.append(text[end:start].translate(_VISIBLE))
+        painted.append(visible(text[end:start]))
         if chunk != 0:
             painted.append("⟦falls off⟧" if chunk < 0 else f"⟦chunk {chunk + 1}⟧", style="dim")
         end = max(tokens[-1].end, start)
         style = _LOST_STYLE if chunk < 0 else _CHUNK_STYLES[chunk % len(_CHUNK_STYLES)]
-        painted.append(text[start:end].translate(_VISIBLE), style=style)
-    painted.append(text[end:].translate(_VISIBLE))
+        painted.append(visible(text[start:end]), style=style)
+    painted.append(visible(text[end:]))
     return painted
+
+
+def _says_the_same(raw: str, texts: Sequence[str]) -> bool:
+    """Whether an original differs in white space alone."""
+    return any(raw.split() == text.split() for text in texts)
 
 
 def _said(value: Any) -> str:
     said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return said.translate(_VISIBLE)
+    return visible(said)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import re
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -24,6 +25,15 @@ _WORD = (
     r"|'s|'t|'re|'ve|'m|'ll|'d"
     r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
+_OF_FTFY = re.compile(r"[‘’‚‛“”„‟\u3000\uff01-\uffef\ufb00-\ufb06]")
+
+
+def ftfy_changes(text: str) -> bool:
+    """Whether a text has curly quotes, wide letters or ligatures, which the package ftfy makes plain.
+
+    `CLIPTokenizer` of transformers 4 puts a text through it where it is installed, as sd-scripts' requirements have it.
+    """
+    return _OF_FTFY.search(text) is not None
 
 
 @functools.cache

@@ -23,10 +23,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cutline.formats import kohya_toml
 from cutline.options import CutlineError, OptionError
 
 _GROUP = re.compile(r"\{([^}]+)\}")  # ends at the first brace, so groups do not nest
 _EMPTY = "caption file is empty / キャプションファイルが空です: "
+
+NEVER_CACHED = ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step")
+"""Options with which sd-scripts refuses to cache what its text encoders give."""
+
+NOT_IN_CACHE = (
+    *("enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_every_n_epochs"),
+    *("secondary_separator", "keep_tokens_separator"),
+)
+"""Options that it allows beside such a cache, which knows nothing of them."""
 
 
 class TrainerError(CutlineError):
@@ -133,20 +143,16 @@ class Subset:
         Raises:
             TrainerError: the file is empty, or not UTF-8.
         """
-        stem = os.path.splitext(os.fspath(path))[0]
-        # Cut-out faces are called NAME_x_y_width_height. The trainer looks for the underscores in folders, too.
-        pieces = stem.split("_")
-        whole = "_".join(pieces[:-4]) if len(pieces) >= 5 else stem
-        for sidecar in (stem + self.caption_extension, whole + self.caption_extension):
-            if os.path.isfile(sidecar):
-                with _as_trainer(), open(sidecar, encoding="utf-8") as handle:  # a byte-order mark stays
-                    lines = handle.readlines()
-                if not lines:
-                    raise TrainerError("AssertionError", f"{_EMPTY}{sidecar}")
-                if self.enable_wildcard:
-                    return "\n".join(line.strip() for line in lines if line.strip())
-                return lines[0].strip()
-        return self.class_tokens or ""
+        found = kohya_toml.sidecar_of(os.fspath(path), self.caption_extension)
+        if found is None:
+            return self.class_tokens or ""
+        with _as_trainer(), open(found[0], encoding="utf-8") as handle:  # a byte-order mark stays
+            lines = handle.readlines()
+        if not lines:
+            raise TrainerError("AssertionError", f"{_EMPTY}{found[0]}")
+        if self.enable_wildcard:
+            return "\n".join(line.strip() for line in lines if line.strip())
+        return lines[0].strip()
 
     def cached(self, text: str) -> str:
         """What a text-encoder cache encodes for a loaded text: that text, with nothing of `draw` done to it."""

@@ -482,6 +482,16 @@ def find_recipe(dataset: Dataset, name: str) -> Recipe:
     )
 
 
+def check_layers(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises CutlineError where a recipe reads layers that a dataset has not, naming those that it has."""
+    known = dataset.layers()
+    if lacking := [name for name in recipe.layers if name not in known]:
+        there = ", ".join(name for name in known if name != "pictures") or "none"
+        raise CutlineError(
+            f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
+        )
+
+
 # Reading a TOML file.
 
 

@@ -46,7 +46,7 @@ START, END = 49406, 49407
 
 _TOKENIZERS = ("clip", "t5xxl", "t5", "gemma2", "qwen")  # and the settings that name their files
 _BATCH = 4096  # texts that are tokenised at a time, so that memory does not grow with their number
-_QUOTES = re.compile(r'"(.*?)"|‘(.*?)’|“(.*?)”')
+_QUOTES = (re.compile('"(.*?)"'), re.compile("‘(.*?)’"), re.compile("“(.*?)”"))  # looked for one after the other
 
 
 def chunk_rows(
@@ -109,7 +109,8 @@ class Reading:
     limit: int
     """How many are kept."""
     kept: str
-    """What is kept of the text, verbatim. With `lost` it is the whole text (of a quoted encoder: all quotations)."""
+    """What is kept of the text, verbatim. With `lost` it is the whole text; of a quoted encoder all quotations, in the
+    order in which it reads them."""
     lost: str
     """What falls off, verbatim: from the first character on that is not kept whole."""
     rows: list[list[int]]
@@ -229,6 +230,7 @@ class Encoder:
         ids: list[int] = []
         tokens: list[Token] = []
         room = self.limit + self._before_count
+        whole = len(pieces[0][1])  # of the first piece's characters, those before the first that falls off
         for piece, places in pieces:
             for id, (first, last) in zip(*coder.encode(piece), strict=True):
                 chunk = -1 if len(ids) >= room else len(ids) // (self.chunk or room)
@@ -236,15 +238,12 @@ class Encoder:
                 if mine:
                     start, end = mine[0], mine[-1] + 1 if last > first else mine[0]
                     tokens.append(Token(text[start:end], start, end, chunk))
+                    whole = min(whole, first) if chunk < 0 else whole
                 ids.append(id)
         cut = next((token.start for token in tokens if token.chunk < 0), len(text))
         kept, lost = text[:cut], text[cut:]
         if self.quoted:
-            spans = [found.span() for found in _quotations(text)]
-            kept, lost = (
-                "".join(text[max(start, low) : min(end, high)] for start, end in spans)
-                for low, high in ((0, cut), (cut, len(text)))
-            )
+            kept, lost = _cut(_quotations(text), sum(place >= 0 for place in pieces[0][1][:whole]))
         rows: list[list[int]] = []
         if self.pad is not None:
             rows = chunk_rows(ids, bos=START, eos=END, pad=self.pad, max_token_length=self.limit)
@@ -269,21 +268,30 @@ class Encoder:
 
 
 def _quotations(text: str) -> list[re.Match[str]]:
-    """What stands in quotation marks. What is said again is not read again."""
-    said: dict[str, re.Match[str]] = {}
-    for found in _QUOTES.finditer(text):
-        said.setdefault(found[found.lastindex or 0], found)
-    return list(said.values())
+    """What stands in quotation marks, in the trainer's order: by the kind of mark. One may stand within another."""
+    return [found for quotes in _QUOTES for found in quotes.finditer(text)]
 
 
 def _glyphs(text: str) -> tuple[str, list[int]]:
     """What HunyuanImage's glyph encoder is given, `Text "OPEN". Text "SHUT". `, and the place of each character."""
     given, places = "", list[int]()
     for found in _quotations(text):
-        start, end = found.span(found.lastindex or 0)
-        given += f'Text "{text[start:end]}". '
-        places += [*[-1] * len('Text "'), *range(start, end), *[-1] * len('". ')]
+        given += f'Text "{found[1]}". '
+        places += [*[-1] * len('Text "'), *range(*found.span(1)), *[-1] * len('". ')]
     return given, places
+
+
+def _cut(quotations: Sequence[re.Match[str]], characters: int) -> tuple[str, str]:
+    """What is kept of quotations, with their marks, and what falls off, where so many characters within are kept."""
+    for number, found in enumerate(quotations):
+        if characters < len(found[1]):
+            before, after = (
+                "".join(one[0] for one in some) for some in (quotations[:number], quotations[number + 1 :])
+            )
+            place = characters + 1 if characters else 0
+            return before + found[0][:place], found[0][place:] + after
+        characters -= len(found[1])
+    return "".join(found[0] for found in quotations), ""
 
 
 # Trainers.
@@ -343,6 +351,12 @@ class _Row:
             raise OptionError(f"there is no tokenizer '{self.tokenizer}'; there are: {', '.join(_TOKENIZERS)}, bytes")
         if self.option and self.option not in known:
             raise OptionError(f"there is no option '{self.option}'; there are: {', '.join(known)}")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise OptionError(f"name = {self.name!r}: letters, digits and . _ - alone, since files are named after it")
+        if not 0 <= self.specials < self.length:
+            raise OptionError(f"{self.name}: of length = {self.length} ids, specials = {self.specials} leaves no text")
+        if (self.chunked or self.pad is not None) and (self.length, self.specials) != (CHUNK + 2, 2):
+            raise OptionError(f"{self.name}: chunked and pad are for CLIP's rows: length = {CHUNK + 2}, specials = 2")
 
     @property
     def takes(self) -> list[str]:
@@ -387,9 +401,13 @@ def _rows(name: str) -> list[_Row]:
     if list(said) != ["encoders"] or not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise OptionError(f"{name}: a trainer is a list of [[encoders]], and nothing else")
     try:
-        return [options.fill(_Row, row) for row in found]
+        rows = [options.fill(_Row, row) for row in found]
     except OptionError as error:
         raise OptionError(f"{name}: {str(error).replace('_row', 'an encoder')}") from None
+    names = [row.name for row in rows]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise OptionError(f"{name}: two encoders are called {twice[0]}")
+    return rows
 
 
 def _encoder(row: _Row, settings: Settings) -> Encoder:

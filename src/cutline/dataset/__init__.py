@@ -126,6 +126,8 @@ class Dataset:
             found = tomllib.loads((self.home / "dataset.toml").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CutlineError(f"{self.root} is no dataset yet. Make it one: cutline add {self.root}") from None
+        except NotADirectoryError:
+            raise CutlineError(f"{self.root} is a file; a dataset is the folder that is named to cutline add") from None
         except tomllib.TOMLDecodeError as error:
             raise CutlineError(f"{self.home / 'dataset.toml'} cannot be read: {error}") from None
         if found.get("version") != VERSION:

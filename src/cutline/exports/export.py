@@ -17,13 +17,13 @@ import xxhash
 
 from cutline import options
 from cutline.compose.as_kohya import AsKohya, misread
-from cutline.compose.recipe import Recipe
+from cutline.compose.recipe import Recipe, check_layers
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
 from cutline.exports.manifest import COLUMNS, Export, Manifest, Rows
 from cutline.exports.writing import make_folder
 from cutline.files import storage_error, whole_file
-from cutline.options import CutlineError, OptionError
+from cutline.options import OptionError
 
 BATCH = 16_384
 """Rows, of the batches that exports are given: few enough to stay in a processor's cache."""
@@ -53,12 +53,7 @@ def export(
     Raises:
         CutlineError: for a layer that the recipe names and the dataset lacks, and what the export itself refuses.
     """
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(
-            f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
-        )
+    check_layers(recipe, dataset)
     if epoch and getattr(plugin, "bake_epochs", 0):
         raise OptionError("bake_epochs writes the epochs from 1 on; leave --epoch out")
     folder = dataset.home / "exports"

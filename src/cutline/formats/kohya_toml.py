@@ -179,6 +179,26 @@ def located(given: str, config: Path) -> tuple[str, bool]:
     return (beside, False) if not os.path.exists(given) and os.path.exists(beside) else (given, True)
 
 
+def sidecar_of(picture: str, extension: str, start: str = "") -> tuple[str, bool] | None:
+    """The file that the trainers read for a picture, and whether it is that of another name; None without one.
+
+    Of a picture without one they drop the last four parts between underscores, since a face that was cut out of a
+    picture is called NAME_x_y_width_height. They look for the underscores in the whole path, folders included.
+
+    Args:
+        picture: its path, which begins as the config has it.
+        extension: of the sidecars, with its dot.
+        start: the folder that a relative path begins at; by default the working directory.
+    """
+    stem = os.path.splitext(picture)[0]
+    pieces = stem.split("_")
+    for name in (stem, "_".join(pieces[:-4])) if len(pieces) >= 5 else (stem,):
+        path = os.path.join(start, name + extension)
+        if os.path.isfile(path):
+            return path, name != stem
+    return None
+
+
 def is_picture(name: str) -> bool:
     """Whether a folder's file is one that the trainers read: `.jpg` and `.JPG`, and not `.Jpg`."""
     suffix = os.path.splitext(name)[1]
@@ -248,6 +268,8 @@ _OWN: dict[Kind, dict[str, _Type]] = {
     "folder": {**_SIDECARS, "image_dir": _TEXT, "is_reg": _TRUTH, "alpha_mask": _TRUTH},
     "metadata": {"metadata_file": _TEXT, "image_dir": _TEXT, "alpha_mask": _TRUTH},
 }
+_NOT_CONTROLLED = ("class_tokens", "is_reg")
+"""What may not stand beside a conditioning_data_dir."""
 _REQUIRED: dict[Kind, str] = {"folder": "image_dir", "metadata": "metadata_file"}
 _EVERYWHERE = {**_DATASET, **_SUBSET, **_OWN["folder"], **_OWN["metadata"], "conditioning_data_dir": _TEXT}
 
@@ -293,10 +315,10 @@ class _Reading:
                 where,
                 "some of its subsets have a metadata_file and some have none; make two [[datasets]] of them",
             )
-        sidecars = _SIDECARS if kinds and kinds[0] == "folder" and len(set(kinds)) == 1 else {}
-        known = {**_DATASET, **_SUBSET, **sidecars}
-        own = self._checked({key: value for key, value in values.items() if key != "subsets"}, where, known)
         controlled = bool(listed) and all("conditioning_data_dir" in one for one, _ in listed)
+        sidecars = _SIDECARS if kinds and kinds[0] == "folder" and len(set(kinds)) == 1 else {}
+        known = _allowed({**_DATASET, **_SUBSET, **sidecars}, controlled)
+        own = self._checked({key: value for key, value in values.items() if key != "subsets"}, where, known)
         subsets = [
             made
             for (one, place), kind in zip(listed, kinds, strict=True)
@@ -312,13 +334,17 @@ class _Reading:
     def _subset(
         self, values: Mapping[str, Any], where: str, kind: Kind, above: Sequence[Mapping[str, Any]], controlled: bool
     ) -> SubsetConfig | None:
-        known = {**_SUBSET, **_OWN[kind], **({"conditioning_data_dir": _TEXT} if controlled else {})}
+        controlled = controlled and kind == "folder"
+        known = _allowed(
+            {**_SUBSET, **_OWN[kind], **({"conditioning_data_dir": _TEXT} if controlled else {})}, controlled
+        )
         own = self._checked(values, where, known)
         if (required := _REQUIRED[kind]) not in own:
             if required not in values:
                 self._add("missing_key", where, f"it has no {required}")
             return None
         names = {*_SUBSET, *(_SIDECARS if kind == "folder" else ()), "is_reg", "alpha_mask"}
+        names -= {*(_NOT_CONTROLLED if controlled else ())}
         said = {key: value for key in _EVERYWHERE if key in names and (value := _lookup(key, own, *above)) is not None}
         of_captions = CAPTION_OPTIONS if kind == "metadata" else (*CAPTION_OPTIONS, *SIDECAR_OPTIONS)
         return SubsetConfig(
@@ -347,6 +373,8 @@ class _Reading:
     def _unknown(self, where: str, key: str, known: Sequence[str]) -> None:
         if key == "max_token_length":
             advice = "; it is said on the command line: --max_token_length 150 or 225"
+        elif key in _NOT_CONTROLLED and ("conditioning_data_dir" in known or {*_SIDECARS} - {*known} == {key}):
+            advice = "; it may not stand beside a conditioning_data_dir"
         elif key in _SIDECARS and key not in known:
             advice = "; it has no meaning where a metadata_file says the captions"
         elif key in _EVERYWHERE:
@@ -370,6 +398,10 @@ class _Reading:
 
     def _add(self, code: str, where: str, what: str) -> None:
         self.problems.append(Problem(code, where, what))
+
+
+def _allowed(known: Mapping[str, _Type], controlled: bool) -> dict[str, _Type]:
+    return {key: kind for key, kind in known.items() if not controlled or key not in _NOT_CONTROLLED}
 
 
 def _lookup(key: str, *levels: Mapping[str, Any]) -> Any:

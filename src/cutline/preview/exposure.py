@@ -129,7 +129,7 @@ class Tags:
 
     def _flat(self, lists: pa.ListArray) -> tuple[Counts, Counts, Counts]:
         """Row, number of the tag, and place among the row's tags, of every tag in every text."""
-        rows = np.asarray(pc.list_parent_indices(lists), np.int64)
+        rows = places.parents(lists)
         coded = _coded(pc.list_flatten(lists))
         names = coded.dictionary.to_pylist()
         numbers = np.fromiter((self._code(tag) for tag in names), np.int64, len(names))
@@ -167,7 +167,7 @@ class Tags:
                 coded = _coded(pc.list_flatten(lists))
                 names = coded.dictionary.to_pylist()
                 numbers = np.fromiter((self._normal_code(tag) if tag else -1 for tag in names), np.int64, len(names))
-                mine = np.asarray(pc.list_parent_indices(lists), np.int64)
+                mine = places.parents(lists)
                 some = np.asarray(pc.is_valid(coded.indices))
                 code = numbers[np.asarray(coded.indices.filter(pa.array(some)))] if len(names) else NONE
                 rows.append(mine[some][code >= 0])

@@ -156,15 +156,6 @@ def cuts_at_spaces(encoder: Encoder) -> bool:
     return bool(normal and apart)
 
 
-def same_counts(one: Encoder, other: Encoder) -> bool:
-    """Whether two encoders read alike, as SDXL's two do: one tokenizer, and one limit."""
-    tokenizers = [getattr(encoder.coder, "tokenizer", None) for encoder in (one, other)]
-    alike = (one.limit, one.weighted, one.before) == (other.limit, other.weighted, other.before)
-    return (
-        alike and not one.quoted and not other.quoted and tokenizers[0] is not None and tokenizers[0] is tokenizers[1]
-    )
-
-
 def _steps(component: Any, several: str) -> list[dict[str, Any]]:
     """What a normalizer or pre-tokenizer does, one step after the other, as tokenizer.json has it."""
     if component is None:

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from cutline import tags
 from cutline.formats import kohya, kohya_toml
 from cutline.formats.kohya_toml import Config, DatasetConfig, SubsetConfig
 from cutline.options import CutlineError, OptionError
+from cutline.preview import several
 from cutline.preview.lint_rules import Finding, Notes
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ _LATENTS = re.compile(r"(.+)_0*(\d+)x0*(\d+)(_\w+)?\.npz")
 _ANY_SIZE_LATENTS = ("_sd", "_sdxl", None)
 """Latents that the trainers survive in the place of a picture."""
 
-_TEXT_CACHE = re.compile(r"(.+?)(?:_(?:sd3|flux|lumina2|hi|anima))?_te(?:_outputs)?\.npz")
+_TEXT_CACHE = re.compile(r"(.+)_(?:te_outputs|(?:sd3|flux|lumina2|hi|anima)_te)\.npz")
 """A text-encoder cache, by its picture's stem: `7866720_te_outputs.npz`, `7866720_flux_te.npz`."""
 
 _WORD_FILES = (".txt", ".caption", ".tags", ".cap")
@@ -190,10 +191,13 @@ class _Dataset:
         self.size = dataset.resolution or linting.resolution
         self.buckets = self._buckets()
         self.waiting: list[tuple[str, Size]] = []
+        self.keys: dict[int, str] = {}
 
     def look(self) -> None:
         dataset = self.dataset
         split = dataset.validation_split > 0
+        if not 0 <= dataset.validation_split < 1:
+            self.notes.add("validation_share", dataset.where, given=dataset.validation_split)
         of_metadata = any(subset.kind == "metadata" for subset in dataset.subsets)
         if of_metadata and not self.linting.cache_latents:
             self.notes.add("no_latents_cache", dataset.where)
@@ -228,6 +232,11 @@ class _Dataset:
         self.linting.pictures += count
         if not count:
             self.notes.add("no_pictures", subset.where, str(subset.metadata_file or subset.image_dir))
+
+    def register(self, subset: SubsetConfig, key: str) -> None:
+        """Count a picture that the trainers know by a name that another subset has used."""
+        if len(self.dataset.subsets) > 1 and self.keys.setdefault(hash(key), subset.where) != subset.where:
+            self.notes.add("same_picture", subset.where, key)
 
     def _located(
         self, subset: SubsetConfig, given: str | None, is_there: Callable[[str], bool], code: str
@@ -310,15 +319,6 @@ _AT_ONCE = 4096
 
 _RANDOM = ("shuffle_caption", "enable_wildcard", "caption_dropout_rate", "caption_tag_dropout_rate")
 
-_NOT_CACHED = (
-    *("enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_every_n_epochs"),
-    *("secondary_separator", "keep_tokens_separator"),
-)
-"""Settings that a text-encoder cache knows nothing of, and that the trainers allow beside one."""
-
-_NEVER_CACHED = ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step")
-"""Settings that the trainers refuse beside one."""
-
 
 def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
     """What can be told of settings without a text."""
@@ -343,9 +343,11 @@ def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
         notes.add("separator_odd", where, given=json.dumps(separator, ensure_ascii=False))
     if not linting.cache_text:
         return
-    if refused := [name for name in _NEVER_CACHED if said.get(name)]:
+    from cutline.compose.kohya import NEVER_CACHED, NOT_IN_CACHE
+
+    if refused := [name for name in NEVER_CACHED if said.get(name)]:
         notes.add("te_cache_refused", where, given=", ".join(refused))
-    if ignored := [name for name in _NOT_CACHED if said.get(name)]:
+    if ignored := [name for name in NOT_IN_CACHE if said.get(name)]:
         notes.add("te_cache_ignores", where, ", ".join(ignored))
 
 
@@ -353,6 +355,10 @@ def _look_at_options(subset: SubsetConfig, linting: _Linting) -> None:
 
 _GROUPS = re.compile(r"\{[^}]+\}")
 _OR_WORDS = re.compile(r"[^\W\d_]{2}")
+_BRACES = re.compile(r"\{[^{},]*\w[^{}]*\||\{[^\W_]{2}|[^\W_]{2}\}|\w\s*[{}]\s*\w")
+"""Braces of a choice. Those of the tags `:{`, `;}` and `{}` have no words beside them."""
+_BREAKS = re.compile(r"\w[^\w\\/,]*(\\[nr])+[^\w\\/,]*\w")
+"""A line break written as two characters. The tag `\\n/` is none."""
 
 
 class _Texts:
@@ -397,7 +403,7 @@ class _Texts:
         if self.keep and not self.subset.treats_as_tags and self.keep in seen:
             self._add("keep_separator_leaks", name, given=json.dumps(self.keep, ensure_ascii=False))
         if self.fuses and self.separator and self.separator in seen:
-            self._add("prefix_fuses", name)
+            self._add("prefix_fuses", name, lost=self.subset.treats_as_tags or _is_tags(seen, self.separator))
         if left := self._leftovers(seen):
             self._add("leftovers", f"{name} ({' '.join(left)})")
 
@@ -409,17 +415,24 @@ class _Texts:
             text = text.replace(self.separator, ", ")  # as the trainer does when it joins them again
         if self.subset.wildcards:
             text = _GROUPS.sub("", text.replace("{{", "").replace("}}", ""))
-        found = [sign for sign in ("{", "}", "|||", ";;;") if sign in text]
+        found = [sign for sign in "{}" if sign in text] if _BRACES.search(text) else []
+        found += [sign for sign in ("|||", ";;;") if sign in text]
         if "|" in text.replace("|||", ""):
             pieces = (piece.strip() for piece in text.replace("|||", "").split(","))
             odd = (piece for piece in pieces if "|" in piece and piece.lower() not in tags.EMOTICONS)
             if any(_OR_WORDS.search(piece) for piece in odd):  # `:|` is a face, `red|blue` a choice
                 found.append("|")
-        found += [shown for sign, shown in (("\r", r"\r"), (r"\n", r"\n"), (r"\r", r"\r")) if sign in text]
+        found += [match[1] for match in _BREAKS.finditer(text)]
+        found += [r"\r"] if "\r" in text else []
         return list(dict.fromkeys(found))
 
     def _add(self, code: str, example: str, **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)
+
+
+def _is_tags(text: str, separator: str) -> bool:
+    """Whether a text is a list of tags, not a sentence: no piece of it has more than four words."""
+    return all(len(piece.split()) <= 4 for piece in text.split(separator))
 
 
 # -- folders --------------------------------------------------------------------------------------------------
@@ -435,7 +448,7 @@ class _Folder:
     def look(self) -> int:
         """Look at every picture; how many there are."""
         pictures = self._pictures()
-        caches = {match[1]: name for name in self.names if (match := _TEXT_CACHE.fullmatch(name))}
+        caches = _text_caches(self.names)
         cached = self._cached_words()
         for name in pictures:
             self._look_at(name, caches, cached)
@@ -462,8 +475,9 @@ class _Folder:
                 self._add("missed_extension", name)
         return sorted(filter(kohya_toml.is_picture, files))
 
-    def _look_at(self, name: str, caches: Mapping[str, str], cached: Mapping[str, Any] | None) -> None:
+    def _look_at(self, name: str, caches: Mapping[str, list[str]], cached: Mapping[str, Any] | None) -> None:
         path = os.path.join(self.path, name)
+        self.dataset.register(self.subset, os.path.join(self.subset.image_dir or "", name))
         sidecar = self._sidecar(name)
         text = self._text(path, name, sidecar)
         if text is not None:
@@ -472,8 +486,8 @@ class _Folder:
                 self._add("cache_info_stale", name)
         if cached is not None and name not in cached:
             self._add("cache_info_part", name)
-        if cache := caches.get(os.path.splitext(name)[0]):
-            _look_at_cache(self.notes, self.dataset.linting, self.subset, os.path.join(self.path, cache), sidecar)
+        files = caches.get(os.path.splitext(name)[0], [])
+        _look_at_caches(self.notes, self.dataset.linting, self.subset, self.path, files, sidecar)
         size = _header(path)
         if size is None:
             self._add("unreadable_picture", name)
@@ -483,16 +497,12 @@ class _Folder:
         """The file that the trainers read for a picture; it is said where that is another's."""
         stem = os.path.splitext(name)[0]
         extension = self.subset.extension
-        if stem + extension in self.names:
-            return os.path.join(self.path, stem + extension)
-        whole = os.path.join(self.path, stem)
-        pieces = whole.split("_")
-        other = "_".join(pieces[:-4]) + extension
-        if len(pieces) >= 5 and os.path.isfile(other):
-            self._add("underscore_fallback", f"{name} <- {other}", lost=not _FACE.fullmatch(stem))
-            return other
-        has_words = next((found for suffix in _WORD_FILES if (found := stem + suffix) in self.names), None)
-        if has_words:
+        if found := kohya_toml.sidecar_of(os.path.join(self.path, name), extension):
+            path, of_another = found
+            if of_another:
+                self._add("underscore_fallback", f"{name} <- {path}", lost=not _FACE.fullmatch(stem))
+            return path
+        if has_words := next((file for suffix in _WORD_FILES if (file := stem + suffix) in self.names), None):
             self._add("extension_mismatch", has_words, given=extension)
         elif not self.subset.options.get("class_tokens"):
             self._add("no_sidecar", name, given=extension)
@@ -541,10 +551,13 @@ class _Folder:
     def _split(self, count: int) -> None:
         """Whether training and validation, each rounded by itself, share a picture."""
         share = self.dataset.dataset.validation_split
-        if share > 0 and not self.subset.others.get("is_reg"):
+        if 0 < share < 1 and count and not self.subset.others.get("is_reg"):
             trained, validated = math.ceil(count * (1 - share)), round(count * share)
+            example = f"{several(count, 'picture')}: {trained:,} trained on, {validated:,} validated"
             if trained + validated > count:
-                self._add("validation_rounding", f"{count:,} pictures: {trained:,} trained on, {validated:,} validated")
+                self._add("validation_rounding", example)
+            if not validated:
+                self._add("validation_none", example)
 
     def _add(self, code: str, example: str = "", **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)
@@ -566,14 +579,28 @@ def _header(path: str) -> Size | None:
         return None
 
 
-def _look_at_cache(notes: Notes, linting: _Linting, subset: SubsetConfig, cache: str, words: str | None) -> None:
-    """Whether a text-encoder cache may be of other words."""
+def _text_caches(names: Iterable[str]) -> dict[str, list[str]]:
+    """The text-encoder caches among files, by the stem of their picture, which has one for each kind of model."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if match := _TEXT_CACHE.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    return found
+
+
+def _look_at_caches(
+    notes: Notes, linting: _Linting, subset: SubsetConfig, folder: str, names: Sequence[str], words: str | None
+) -> None:
+    """Whether a picture's text-encoder caches may be of other words; one of them is named."""
+    if not names:
+        return
     try:
-        older = words is not None and os.stat(cache).st_mtime_ns < os.stat(words).st_mtime_ns
+        written = os.stat(words).st_mtime_ns if words is not None else 0
+        older = next((name for name in names if os.stat(os.path.join(folder, name)).st_mtime_ns < written), None)
     except OSError:
         return
-    code = "te_cache_older" if older else "te_cache_unknown"
-    notes.add(code, subset.where, os.path.basename(cache), lost=None if linting.cache_text else False)
+    lost = None if linting.cache_text else False
+    notes.add("te_cache_older" if older else "te_cache_unknown", subset.where, older or names[0], lost=lost)
 
 
 # -- metadata -------------------------------------------------------------------------------------------------
@@ -587,7 +614,7 @@ class _Metadata:
         self.notes, self.texts = dataset.notes, _Texts(dataset.linting, subset)
         self.image_dir = dataset.image_dir(subset)
         self.unsized = 0
-        self.listings: dict[str, dict[str, dict[str, str]]] = {}
+        self.listings: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
         self.searched = {self.image_dir} if self.image_dir else set[str]()
 
     def look(self) -> int:
@@ -608,11 +635,12 @@ class _Metadata:
         except CutlineError as error:
             self._add("broken_metadata", str(error))
         if self.unsized:
-            pairs = self.unsized * sum(len(self._listing(folder)["latents"]) for folder in self.searched)
+            pairs = self.unsized * sum(sum(map(len, self._listing(folder)[0].values())) for folder in self.searched)
             self._add("no_image_size", "", count=self.unsized, given=_seconds(pairs * _PAIR_SECONDS))
         return count
 
     def _look_at(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.dataset.register(self.subset, name)
         caption, words = fields.get("caption"), fields.get("tags")
         if isinstance(caption, str | None) and isinstance(words, str | None):
             self._look_at_words(name, caption, words)
@@ -671,40 +699,44 @@ class _Metadata:
         stem = os.path.splitext(file)[0] if kohya_toml.is_picture(file) else file
         if absolute:
             self.searched.add(folder)
-        listing = self._listing(folder)
-        latents = listing["latents"].get(stem)
+        of_pictures, of_texts = self._listing(folder)
+        latents = of_pictures.get(stem, [])
         if size is None:
             self.unsized += 1
         if os.path.isfile(path):
             if size is None and latents and absolute:
-                survives = (match := _LATENTS.fullmatch(latents)) is None or match[4] in _ANY_SIZE_LATENTS
-                self._add("npz_replaces_picture" if survives else "npz_opened_as_image", f"{name}: {latents}")
+                stopping = next((one for one in latents if not _survives(one)), None)
+                code = "npz_opened_as_image" if stopping else "npz_replaces_picture"
+                self._add(code, f"{name}: {stopping or latents[0]}")
             elif size is None and (size := _header(path)) is None:
                 self._add("unreadable_picture", name)
         elif not (size and latents):
             self._add("missing_pictures" if kohya_toml.is_picture(file) else "stem_keys", name)
-        if cache := listing["texts"].get(stem):
-            words = os.path.join(folder, cache)
-            _look_at_cache(self.notes, self.dataset.linting, self.subset, words, self.path)
-        if size is None and latents and (match := _LATENTS.fullmatch(latents)):
+        _look_at_caches(self.notes, self.dataset.linting, self.subset, folder, of_texts.get(stem, []), self.path)
+        if size is None and latents and (match := _LATENTS.fullmatch(latents[0])):
             size = (int(match[2]), int(match[3]))
         self.dataset.put(name, size)
 
-    def _listing(self, folder: str) -> dict[str, dict[str, str]]:
-        """The .npz files of a folder by their picture's stem: `latents` and `texts`."""
+    def _listing(self, folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The .npz files of a folder by their picture's stem: latents, and text-encoder caches."""
         if folder not in self.listings:
-            found: dict[str, dict[str, str]] = {"latents": {}, "texts": {}}
-            for name in _names(folder):
-                if match := _TEXT_CACHE.fullmatch(name):
-                    found["texts"][match[1]] = name
-                elif name.endswith(".npz"):
+            names = sorted(name for name in _names(folder) if name.endswith(".npz"))
+            latents: dict[str, list[str]] = {}
+            for name in names:
+                if not _TEXT_CACHE.fullmatch(name):
                     match = _LATENTS.fullmatch(name)
-                    found["latents"][match[1] if match else name.removesuffix(".npz")] = name
-            self.listings[folder] = found
+                    latents.setdefault(match[1] if match else name.removesuffix(".npz"), []).append(name)
+            self.listings[folder] = latents, _text_caches(names)
         return self.listings[folder]
 
     def _add(self, code: str, example: str = "", **values: Any) -> None:
         self.notes.add(code, self.subset.where, example, **values)
+
+
+def _survives(latents: str) -> bool:
+    """Whether the trainers survive such latents in the place of a picture."""
+    match = _LATENTS.fullmatch(latents)
+    return match is None or match[4] in _ANY_SIZE_LATENTS
 
 
 def _names(folder: str) -> Iterator[str]:

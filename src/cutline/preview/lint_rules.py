@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from cutline.preview import several
+
 EXAMPLES = 3
 """Cases that a finding names."""
 
@@ -54,11 +56,17 @@ RULES = {
         "{count:subset} named before in the same dataset; the trainers take the first and skip the rest",
         "raise num_repeats of the first, or make another [[datasets]]",
     ),
+    "same_picture": Rule(
+        "{count:picture} that another subset of the same dataset names alike: the trainers keep one of each name, so "
+        "only what the last subset says of it is trained on",
+        "a [[datasets]] for each of the subsets",
+    ),
     "no_repeats": Rule("{count:subset} with num_repeats below 1, which the trainers skip", "num_repeats = 1"),
-    "no_pictures": Rule("{count:subset} without any picture; the trainers skip it", "correct the path"),
+    "no_pictures": Rule("{count:subset} without any picture, which the trainers skip", "correct the path"),
     "bucket_bounds": Rule(
         "resolution {given} does not fit min_bucket_reso, max_bucket_reso and bucket_reso_steps, so the trainers stop",
-        "set min_bucket_reso at most to the shorter, max_bucket_reso at least to the longer side",
+        "set min_bucket_reso at most to the shorter, max_bucket_reso at least to the longer side, and "
+        "bucket_reso_steps to 64",
     ),
     "no_resolution": Rule(
         "{count:dataset} without resolution: the command line says it, so no buckets are told here",
@@ -225,6 +233,10 @@ RULES = {
         "{count:picture} that metadata_cache.json lists and that is not there any more", "delete metadata_cache.json"
     ),
     # validation
+    "validation_share": Rule(
+        "validation_split {given} is no share of the pictures",
+        "a number from 0 up to, and not, 1: validation_split = 0.1",
+    ),
     "validation_overlap": Rule(
         "validation_split without validation_seed: training and validation shuffle by themselves, so pictures are in "
         "both and others in none",
@@ -232,7 +244,11 @@ RULES = {
     ),
     "validation_rounding": Rule(
         "{count:subset} whose validation_split is rounded up twice: one picture is trained on and validated",
-        "another share: number of pictures times validation_split should not be over a half",
+        "a share for which pictures times validation_split is a whole number",
+    ),
+    "validation_none": Rule(
+        "{count:subset} of which validation_split, rounded, leaves no picture to validate",
+        "a greater share: one for which pictures times validation_split is a whole number",
     ),
     "validation_ignored": Rule(
         "{count:dataset} of metadata with validation_split, which is ignored: the validation set is the whole "
@@ -287,7 +303,7 @@ RULES = {
         lost=False,
     ),
     "memory": Rule(
-        "{count:entry} take about {given} of memory in every process, and its workers too",
+        "about {given} of memory for {count:entry}, in every process, and its workers too",
         "fewer processes and workers, or several smaller runs",
         lost=False,
     ),
@@ -298,10 +314,7 @@ class _Count(int):
     """A number that is written with its noun: `{count:picture}` is `1 picture` or `3 pictures`."""
 
     def __format__(self, noun: str) -> str:
-        if not noun or self == 1:
-            return f"{int(self):,} {noun}".rstrip()
-        plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-        return f"{int(self):,} {plural}"
+        return several(int(self), noun)
 
 
 @dataclass

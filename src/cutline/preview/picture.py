@@ -10,27 +10,27 @@ import dataclasses
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from cutline.compose.as_kohya import AsKohya
-from cutline.compose.kohya import Subset, TrainerError
-from cutline.compose.recipe import Recipe
+from cutline.compose.clip import ftfy_changes
+from cutline.compose.kohya import NEVER_CACHED, Subset, TrainerError
+from cutline.compose.recipe import Recipe, check_layers
 from cutline.compose.tokens import Encoder, Reading, Trainer
 from cutline.compose.weights import weighted_pieces
 from cutline.dataset import Dataset
 from cutline.layer import identifier, quote
 from cutline.options import CutlineError
+from cutline.preview import places
 
 Row = dict[str, Any]
 
-_NOT_CACHED = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate", "caption_dropout_rate")
-"""Options with which sd-scripts refuses to cache what its text encoders give."""
 _YET_CACHED = ("kohya-anima", "caption_dropout_rate")
-"""But for this trainer, which drops embeddings."""
+"""Of `NEVER_CACHED`, what this trainer caches, since it drops embeddings."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Text:
     """Empty where it was dropped, null where there is nothing to say."""
     tags: tuple[str, ...] = ()
     """The tags in it, as written there and in that order."""
+    caption: str = ""
+    """The caption as it stands in it; empty where there is none."""
     misread: bool = False
     """Whether it is what the trainer makes of a picture whose entry it misreads."""
 
@@ -156,9 +158,19 @@ def look(
     if trainer and trainer.name.startswith("kohya-"):
         others, notes = of_kohya(recipe, batch, output=output, epochs=epochs, seed=seed, trainer=trainer.name)
         texts = spoken([*drawn, *others])
+        clips = [encoder.name for encoder in trainer.encoders if encoder.pad is not None]
+        if clips and any(ftfy_changes(text.text or "") for text in texts):
+            notes.append(
+                f"{' and '.join(clips)} may count fewer tokens in sd-scripts' own environment, where ftfy makes this "
+                "text's curly quotes straight and its wide letters plain"
+            )
     views: list[list[View]] = []
     if trainer:
-        views = [[view(encoder, text.text or "", text.tags) for encoder in trainer.encoders] for text in texts]
+        between = recipe.tags.separator
+        views = [
+            [view(encoder, text.text or "", text.tags, text.caption, between) for encoder in trainer.encoders]
+            for text in texts
+        ]
     return Look(layers["pictures"]["key"], layers, texts, views, tuple(notes))
 
 
@@ -189,16 +201,13 @@ def _no_such_key(dataset: Dataset, key: str) -> str:
 
 def _row(dataset: Dataset, key: str, recipe: Recipe) -> pa.RecordBatch:
     """The one row of a picture, as recipes read it."""
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(f"the recipe reads {', '.join(lacking)}, which {dataset.root} lacks. It has: {there}")
+    check_layers(recipe, dataset)
     return next(iter(dataset.scan(*recipe.layers, where=f"pictures.key = {quote(key)}", fields=recipe.fields)))
 
 
 def _draw(recipe: Recipe, batch: pa.RecordBatch, *, output: str, seed: int, epoch: int) -> Text:
     draw = recipe.make(batch, seed=seed, epoch=epoch).draw(output)
-    return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()))
+    return Text((epoch,), False, draw.texts[0].as_py(), tuple(draw.tags[0].as_py()), draw.caption[0].as_py() or "")
 
 
 def of_kohya(
@@ -218,17 +227,18 @@ def of_kohya(
         notes.append("so it is given the text of epoch 0 in every epoch, unless the export bakes in some more")
     subset = Subset(**said.options)
     loaded = subset.load(caption=entries[0].as_py())
-    tags = tuple(made.draw(output).tags[0].as_py())
+    draw = made.draw(output)
+    tags, caption = tuple(draw.tags[0].as_py()), draw.caption[0].as_py() or ""
     texts: list[Text] = []
     if reasons[0]:
         notes.append(f"the trainer misreads this picture: {reasons[0]}")
         rng = random.Random(seed)
         drawn = [subset.draw(loaded, rng, epoch=epoch + 1) for epoch in range(epochs)]
-        texts += [Text((), False, text, tags, misread=True) for text in drawn]
-    if refused := [name for name in said.options if name in _NOT_CACHED and (trainer, name) != _YET_CACHED]:
+        texts += [Text((), False, text, tags, caption, misread=True) for text in drawn]
+    if refused := [name for name in said.options if name in NEVER_CACHED and (trainer, name) != _YET_CACHED]:
         notes.append(f"the trainer caches no text encoder outputs: this recipe needs {', '.join(refused)}")
     else:
-        texts.append(Text((), True, subset.cached(loaded), tags))
+        texts.append(Text((), True, subset.cached(loaded), tags, caption))
     return texts, notes
 
 
@@ -246,13 +256,15 @@ def spoken(texts: Iterable[Text]) -> list[Text]:
     return list(found.values())
 
 
-def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
+def view(encoder: Encoder, text: str, tags: Sequence[str] = (), caption: str = "", separator: str = ", ") -> View:
     """What an encoder makes of a text.
 
     Args:
         encoder: one of a trainer.
         text: what it is given.
         tags: those in the text, as written there and in that order.
+        caption: as it stands in the text; empty for none.
+        separator: what stands between two tags.
     """
     if encoder.problem:
         return View(encoder, None, encoder.problem)
@@ -261,7 +273,7 @@ def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
     except TrainerError as error:
         return View(encoder, None, f"the trainer stops at this text: {error}")
     lost, split, unpooled = [], [], []
-    for tag, start, end in _places(text, tags):
+    for tag, start, end in _places(text, tags, caption, separator):
         chunks = {token.chunk for token in reading.tokens if token.start < end and token.end > start}
         if -1 in chunks:
             lost.append(tag)
@@ -277,7 +289,7 @@ def view(encoder: Encoder, text: str, tags: Sequence[str] = ()) -> View:
         split_tags=tuple(split),
         unpooled_tags=tuple(unpooled),
         weights=tuple((piece, weight) for piece, weight, _ in pieces if weight != 1),
-        eaten=_eaten(text, {place for _, _, places in pieces for place in places}) if encoder.weighted else (),
+        eaten=_eaten(text, {place for _, _, mine in pieces for place in mine}) if encoder.weighted else (),
     )
 
 
@@ -288,18 +300,14 @@ def _listed(epochs: tuple[int, ...]) -> str:
     return f"epoch{'s' * (many > 1)} {', '.join(map(str, epochs))}"
 
 
-def _places(text: str, tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Where each tag starts and ends, in their order: where it stands between two commas, else wherever it stands."""
-    found: list[tuple[str, int, int]] = []
-    pieces = _pieces(text)
-    end = 0
-    for tag in tags:
-        whole = (start for piece, start, _ in pieces if piece == tag and start >= end)
-        start = next(whole, text.find(tag, end))
+def _places(text: str, tags: Sequence[str], caption: str, separator: str) -> Iterator[tuple[str, int, int]]:
+    """Where each tag starts and ends, in their order. One that does not stand there as it is is left out."""
+    columns = pa.array([text]), pa.array([caption or None], pa.string())
+    starts, ends = places.locate(*columns, pa.array([tags], pa.list_(pa.string())), separator)
+    data = text.encode()
+    for tag, start, end in zip(tags, starts.tolist(), ends.tolist(), strict=True):
         if start >= 0:
-            end = start + len(tag)
-            found.append((tag, start, end))
-    return found
+            yield tag, len(data[:start].decode()), len(data[:end].decode())
 
 
 def _pieces(text: str) -> list[tuple[str, int, int]]:

@@ -28,6 +28,12 @@ def _offsets(texts: pa.StringArray) -> Counts:
     return found.astype(np.int64)
 
 
+def parents(lists: pa.ListArray) -> Counts:
+    """The row of each item of `pc.list_flatten(lists)`, which leaves out what stands behind a null."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    return np.repeat(np.arange(len(lists)), np.asarray(lengths, np.int64))
+
+
 def locate(
     texts: pa.StringArray, captions: pa.StringArray, tags: pa.ListArray, separator: str
 ) -> tuple[Counts, Counts]:
@@ -39,7 +45,7 @@ def locate(
         tags: as they stand in the texts, in that order.
         separator: what stands between two.
     """
-    rows = np.asarray(pc.list_parent_indices(tags), np.int64)
+    rows = parents(tags)
     flat = pc.list_flatten(tags)
     if not len(rows):
         return rows, rows

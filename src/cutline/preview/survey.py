@@ -22,16 +22,17 @@ import pyarrow.compute as pc
 
 from cutline.compose.as_kohya import AsKohya
 from cutline.compose.buckets import Buckets
-from cutline.compose.recipe import Recipe, Text
+from cutline.compose.recipe import Recipe, Text, check_layers
 from cutline.compose.tokens import Encoder, Trainer
 from cutline.dataset import Dataset
 from cutline.dataset.ahead import ahead
 from cutline.dataset.query import Relation
 from cutline.layer import quote
-from cutline.options import CutlineError, OptionError
+from cutline.options import OptionError
+from cutline.preview import several
 from cutline.preview.drawn import NONE, Counts, Drawn, Found, Histogram
 from cutline.preview.exposure import Exposure, Tags
-from cutline.preview.lengths import LIMITS, Counter, same_counts
+from cutline.preview.lengths import LIMITS, Counter
 from cutline.preview.policies import Policies, Policy
 from cutline.preview.texts import CAUSES, LEFTOVERS, EqualTexts, look_for_empty, look_for_leftovers
 from cutline.statistics import Spread
@@ -65,7 +66,8 @@ class Lengths:
         if self.encoder.problem:
             return {**known, "problem": self.encoder.problem}
         cut = {str(limit): self.over(limit) for limit in self.limits}
-        return {**known, "tokens": self.tokens.as_dict(), "cut": cut, "stops": self.stops}
+        tokens = {**self.tokens.as_dict(), **({"p90": self.tokens.at(900)} if self.tokens.total else {})}
+        return {**known, "tokens": tokens, "cut": cut, "stops": self.stops}
 
 
 @dataclass(frozen=True)
@@ -130,20 +132,23 @@ class Survey:
         found = []
         for lengths in self.encoders:
             if cut := lengths.over(lengths.encoder.limit):
-                share = f"{cut:,} of {self.texts:,} texts"
+                share = f"{cut:,} of {several(self.texts, 'text')}"
                 found.append(f"{lengths.encoder.name} cuts {share} at its {lengths.encoder.limit} tokens")
             if lengths.stops:
-                found.append(f"the trainer would stop at {lengths.stops:,} texts ({lengths.encoder.name})")
+                found.append(f"the trainer would stop at {several(lengths.stops, 'text')} ({lengths.encoder.name})")
         if lost := self.exposure.lost:
-            times = f"{lost:,} of {self.exposure.texts:,} times"
+            times = f"{lost:,} of {several(self.exposure.texts, 'time')}"
             found.append(f"a tag that is in the text falls off at {self.exposure.encoder}'s limit: {times}")
         for reason, one in self.misread.items():
-            found.append(f"the trainer would misread {one.count:,} of {self.pictures:,} pictures' entries: {reason}")
+            share = f"{one.count:,} of {several(self.pictures, 'entry')}"
+            found.append(f"the trainer would misread {share}: {reason}")
         found += [f"the trainer cannot be told this part of the recipe: {sentence}" for sentence in self.cannot]
         causes = {cause: one.count for cause, one in self.empty.items() if one.count and cause != "dropped"}
         if causes:
             why = ", ".join(f"{CAUSES[cause]}: {count:,}" for cause, count in causes.items())
-            found.append(f"{sum(causes.values()):,} of {self.texts:,} texts are empty ({why})")
+            count = sum(causes.values())
+            share = f"{count:,} of {several(self.texts, 'text')}"
+            found.append(f"{share} {'is' if count == 1 else 'are'} empty ({why})")
         return found
 
     def as_dict(self, top: int = 10) -> dict[str, Any]:
@@ -202,18 +207,13 @@ def survey(
     if epochs < 1:
         raise OptionError(f"epochs = {epochs}: at least one")
     recipe.text_of(output)
-    known = dataset.layers()
-    if lacking := [name for name in recipe.layers if name not in known]:
-        there = ", ".join(name for name in known if name != "pictures") or "none"
-        raise CutlineError(
-            f"the recipe reads {', '.join(lacking)}, which {dataset.root} does not have. It has: {there}"
-        )
+    check_layers(recipe, dataset)
     counters: list[Counter] = []
     mine: dict[str, int] = {}  # encoder to counter: those that count alike share one
     for encoder in trainer.encoders:
         if encoder.problem:
             continue
-        shared = next((n for n, counter in enumerate(counters) if same_counts(counter.encoder, encoder)), None)
+        shared = next((n for n, counter in enumerate(counters) if encoder.keeps_as(counter.encoder)), None)
         mine[encoder.name] = len(counters) if shared is None else shared
         if shared is None:
             counters.append(Counter(encoder))

@@ -58,19 +58,23 @@ def look_for_empty(recipe: Recipe, drawn: Drawn, found: dict[str, Found]) -> Non
     said = [rows.column(layer).to_pylist() for layer in layers]
     keys = rows.column("key").to_pylist()
     for row, text in enumerate(texts):
-        cause = _cause(text, [column[row] for column in said], recipe.tags.order)
+        cause = _cause(text, [column[row] for column in said], recipe)
         found[cause].add(1, iter([keys[row]]))
 
 
-def _cause(text: str | None, rows: list[dict[str, Any] | None], categories: tuple[str, ...]) -> str:
+def _cause(text: str | None, rows: list[dict[str, Any] | None], recipe: Recipe) -> str:
     if text is not None:
         return "blank" if text else "dropped"
     there = [row for row in rows if row is not None]
     good = [row for row in there if row["error"] is None]
     rejected = [row for row in good if row.get("verdict") == "rejected"]
-    lists = [row.get(name) or [] for row in good for name in ("texts", *categories) if row not in rejected]
-    if any(one for some in lists for one in some):
-        return "left_out"
+    kept = [row for row in good if row not in rejected]
+    captions, tags = (
+        any(any(row.get(name) or []) for row in kept for name in names) for names in (("texts",), recipe.tags.order)
+    )
+    if captions or tags:
+        by_chance = (captions and recipe.captions.dropout) or (tags and recipe.tags.dropout)
+        return "dropped" if by_chance else "left_out"
     if rejected:
         return "rejected"
     if len(good) < len(there):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from cutline.formats.kohya_toml import Config, SubsetConfig
 from cutline.formats.sidecar import Text
 from cutline.options import CutlineError, option
 from cutline.sources.kohya import Kohya
-from cutline.sources.listing import Listed, absolute, list_picture, printable, walk
+from cutline.sources.listing import absolute, list_picture, printable, walk
 from cutline.sources.rows import Rows
 
 
@@ -88,19 +89,26 @@ class KohyaToml:
             done[read_as] = kinds
             found = self._read_metadata(subset) if subset.kind == "metadata" else self._read_folder(subset, listed)
             last: Found | None = None
+            several = 0
             for batch in found:
                 if last is not None:
                     yield last
                 if len(batch.batch) and (kind := batch.layer.partition("/")[0]) in _PARTS.values():
                     kinds.add(kind)
+                kinds |= {_BLANK} & {*batch.notes}
+                if subset.kind == "metadata" and kind == "captions" and not subset.wildcards:
+                    several += _count(pc.match_substring(batch.batch.column("texts").flatten(), "\n"))
                 last = _as_drawn(batch, subset)
             if last is not None:
+                if several and "tags" in kinds:
+                    kinds.add(_NO_TAGS)
+                    last = dataclasses.replace(last, notes={**last.notes, _NO_TAGS: several})
                 unsaid = {f"not in the recipe: {what}": 1 for what in _unsaid(subset, kinds)}
                 yield dataclasses.replace(last, notes={**last.notes, **unsaid})
 
     @cached_property
     def _given(self) -> dict[str, set[str]]:
-        """Which kinds of layers each subset gave rows to."""
+        """Which kinds of layers each subset gave rows to; and those notes that a recipe has to repeat."""
         return {}
 
     @property
@@ -136,7 +144,11 @@ class KohyaToml:
             names = found.batch.column("name")
             if prefix and len(names):
                 names = pc.if_else(pc.starts_with(names, "/"), names, pc.binary_join_element_wise(prefix, names, ""))
-            yield dataclasses.replace(found, batch=found.batch.set_column(0, "name", names))
+            notes = dict(found.notes)
+            read = found.layer.startswith("captions/") and not subset.wildcards
+            if read and (blank := _count(pc.match_substring_regex(found.batch.column("raw"), _BLANK_FIRST.pattern))):
+                notes[_BLANK] = blank
+            yield dataclasses.replace(found, batch=found.batch.set_column(0, "name", names), notes=notes)
 
     # -- folders
 
@@ -152,13 +164,30 @@ class KohyaToml:
             name = printable(listed.name(entry))
             if not listed_before:
                 list_picture(listed, entry, rows)
-            self._read_words(name, _words(listed, entry, subset, rows), subset, rows)
+            self._read_words(name, self._words(entry.name, subset, rows), subset, rows)
             yield from rows.full()
         yield from rows.rest()
+
+    def _words(self, picture: str, subset: SubsetConfig, rows: Rows) -> Text:
+        """The text of a picture's sidecar, or what stands in for it."""
+        start = str(self.relative_to.expanduser()) if self.relative_to is not None else ""
+        found = kohya_toml.sidecar_of(os.path.join(subset.image_dir or "", picture), subset.extension, start)
+        if found is not None:
+            try:
+                with open(found[0], "rb") as handle:
+                    return sidecar.read(handle.read(sidecar.LARGEST + 1))
+            except OSError as problem:
+                return Text(error="permission", detail=f"{os.path.basename(found[0])}: {problem.strerror}")
+        if words := subset.options.get("class_tokens"):
+            return sidecar.clean(words)
+        rows.note(f"picture without a {subset.extension} file and without class_tokens")
+        return Text()
 
     def _read_words(self, name: str, found: Text, subset: SubsetConfig, rows: Rows) -> None:
         captions, tags = f"captions/{self.layer}", f"tags/{self.layer}"
         lines = [line.strip() for line in (found.text or "").split("\n") if line.strip()]
+        if lines and not subset.wildcards and _BLANK_FIRST.match(found.raw or ""):
+            rows.note(_BLANK)
         several = subset.wildcards and (len(lines) > 1 or "{" in (found.text or ""))
         if subset.treats_as_tags and not several:
             if len(lines) > 1:
@@ -173,23 +202,13 @@ class KohyaToml:
             rows.caption(captions, name, [dataclasses.replace(found, text=lines[0]), *map(Text, lines[1:])])
 
 
-def _words(listed: Listed, entry: os.DirEntry[str], subset: SubsetConfig, rows: Rows) -> Text:
-    """The text of a picture's sidecar, or what stands in for it."""
-    stem = os.path.splitext(entry.name)[0]
-    pieces = stem.split("_")
-    names = [stem, "_".join(pieces[:-4])] if len(pieces) >= 5 else [stem]  # of a cut-out face: img_10_20_30_40
-    for name in names:
-        try:
-            with open(os.path.join(listed.path, name + subset.extension), "rb") as handle:
-                return sidecar.read(handle.read(sidecar.LARGEST + 1))
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-        except OSError as problem:
-            return Text(error="permission", detail=f"{name}{subset.extension}: {problem.strerror}")
-    if words := subset.options.get("class_tokens"):
-        return sidecar.clean(words)
-    rows.note(f"picture without a {subset.extension} file and without class_tokens")
-    return Text()
+_BLANK = "text whose first line is blank, so that kohya's trainers read nothing of it"
+_NO_TAGS = "caption of several lines, of which kohya's trainers read the first, and no tags of its entry"
+_BLANK_FIRST = re.compile(r"^[ \t]*[\r\n]")
+
+
+def _count(flags: pa.BooleanArray) -> int:
+    return int(pc.sum(flags).as_py() or 0)
 
 
 def _as_drawn(found: Found, subset: SubsetConfig) -> Found:
@@ -292,6 +311,10 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
     """What of a subset's settings a recipe cannot say, each as a line for people."""
     said = subset.options.get
     prefix, suffix = said("caption_prefix"), said("caption_suffix")
+    if _BLANK in has:
+        yield "a text whose first line is blank is empty; here it is the first line that is not"
+    if _NO_TAGS in has:
+        yield "an entry whose caption has several lines loses its tags; here they stand behind the first line"
     if every := said("caption_dropout_every_n_epochs", 0):
         yield f"caption_dropout_every_n_epochs = {every}"
     if said("token_warmup_step", 0) > 0:
@@ -304,7 +327,7 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
         yield "the pieces of a caption between commas are shuffled, kept and dropped like tags; here it stays whole"
     if subset.wildcards and "tags" in has:
         yield "{a|b} in tags is drawn too, and an entry that has only tags loses them"
-    if subset.separator == "\n" and subset.wildcards and len(has) > 1:
+    if subset.separator == "\n" and subset.wildcards and {*_PARTS.values()} <= {*has}:
         yield "one is drawn of caption and tags; here both are there"
     elif subset.separator.strip() != ",":
         yield f"caption_separator = {_toml(subset.separator)}; tags are split at commas too"
