@@ -147,6 +147,11 @@ FOLDERS: dict[str, tuple[Make, Make, bool]] = {
         True,
     ),
     "no_resolution": (words("a"), words("a", dataset="resolution = 512"), False),
+    "no_buckets": (
+        words("a", dataset="resolution = 512"),
+        words("a", dataset="resolution = [512, 384]"),
+        False,
+    ),
     "idle_key": (
         lambda world: _with_general(world.metadata({})),
         lambda world: _with_general(world.config()),
@@ -374,7 +379,15 @@ def test_folders_for_train_data_dir(tiny_world: World) -> None:
 def test_a_plain_folder(tiny_world: World) -> None:
     tiny_world.picture("a.png").with_suffix(".caption").write_text("a cat")
     assert set(found(tiny_world.folder)) == {"no_resolution"}
-    assert lint(tiny_world.folder, resolution=(64, 64)).findings == ()
+    assert lint(tiny_world.folder, resolution=(64, 48)).findings == ()
+
+
+def test_a_plain_folder_of_another_extension(tiny_world: World) -> None:
+    tiny_world.picture("a.png", "1girl")
+    assert "extension_mismatch" in found(tiny_world.folder)
+    assert lint(tiny_world.folder, resolution=(64, 48), caption_extension="txt").findings == ()
+    with pytest.raises(CutlineError, match="is for a folder"):
+        lint(tiny_world.config(), caption_extension=".txt")
 
 
 def test_an_empty_folder_and_a_missing_one(tiny_world: World) -> None:
@@ -511,7 +524,7 @@ def test_a_fault_of_an_entry_is_found(code: str, tiny_world: World) -> None:
 
 def test_metadata_without_a_fault(tiny_world: World) -> None:
     tiny_world.picture("a.png")
-    path = tiny_world.metadata({"a.png": {"caption": "a cat", "tags": "cat", **A}}, dataset="resolution = 64")
+    path = tiny_world.metadata({"a.png": {"caption": "a cat", "tags": "cat", **A}}, dataset="resolution = [64, 48]")
     assert set(found(path, cache_latents=True)) == {"memory"}
 
 
@@ -770,3 +783,10 @@ def test_what_export_writes_is_no_fault(tmp_path: Path) -> None:
         'caption_separator = ";;;"\nkeep_tokens_separator = "|||"\n'
     )
     assert [finding.code for finding in lint(tmp_path / "m.toml", cache_latents=True).findings if finding.lost] == []
+
+
+def test_a_recipe_is_no_config(tiny_world: World) -> None:
+    path = tiny_world.root / "recipe.toml"
+    path.write_text('[tags]\nfirst_of = ["tags/a"]\n')
+    said = cutline("preview", path, code=2)
+    assert f"cutline preview DATASET --recipe {path}" in said.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cutline.compose import as_kohya
 from cutline.compose.clip import ftfy_changes
 from cutline.compose.recipe import Recipe
 from cutline.compose.tokens import find_trainer
@@ -250,7 +251,7 @@ def test_what_the_trainer_makes_of_a_recipe(dataset: Path, tmp_path: Path) -> No
         ([], True, False),
     ]
     assert fixed["texts"][1]["text"] == fixed["texts"][0]["text"].partition("\n")[0]
-    assert fixed["notes"] == ["the trainer misreads this picture: it has several lines, of which the trainer reads one: [captions] line_breaks = \"space\" makes them one"]
+    assert fixed["notes"] == [f"the trainer misreads this picture: {as_kohya.SEVERAL}"]
     told = of(captions='line_breaks = "space"', tags='dropout = 0.5\nseparator = "; "')
     assert told["notes"][0].startswith("the trainer cannot be told all of this recipe: it joins tags")
     assert told["notes"][1] == "so it is given the text of epoch 0 in every epoch, unless the export bakes in some more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +35,8 @@ class TrainingRun:
     max_token_length: int | None = option(None, "its --max_token_length")
     resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
 
+    caption_extension: str = option("", "of a folder: its --caption_extension; .caption where it does not say")
+
     def __post_init__(self) -> None:
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
             shown = ",".join(map(str, self.resolution))
@@ -44,6 +46,15 @@ class TrainingRun:
     def size(self) -> tuple[int, int] | None:
         """Width and height; None where the run says no resolution."""
         return (self.resolution[0], self.resolution[-1]) if self.resolution else None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a trainer sorts the pictures of a dataset by size."""
+
+    resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
+    max_bucket_reso: int = option(1024, "its --max_bucket_reso: pixels of a bucket's side, at most")
+    bucket_no_upscale: bool = option(False, "it will have --bucket_no_upscale")
 
 
 def run(
@@ -102,6 +113,7 @@ def run(
                 f"{', '.join(idle)} is about datasets of Cutline, and {dataset} is none: its files are looked at as "
                 f"they are. Make it one: cutline add {dataset}"
             )
+        _refuse_recipe(dataset)
         losses = _lint(dataset, given, buckets, as_json)
     else:
         if plots:
@@ -113,8 +125,11 @@ def run(
 
         opened.key_rule  # noqa: B018  it says so where there is no dataset
         top = 10 if top is None else top
-        resolution = given.pop("resolution", _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024"))
-        sizes = Buckets(settings.fill(TrainingRun, {"resolution": resolution}, name="preview").size or (1024, 1024))
+        asked = {field.name: given.pop(field.name) for field in fields(Sizes) if field.name in given}
+        of_model = _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024")
+        training = settings.fill(Sizes, {"resolution": of_model, **asked}, name="preview")
+        size = TrainingRun(resolution=training.resolution).size or (1024, 1024)
+        sizes = Buckets(size, max_size=training.max_bucket_reso, no_upscale=training.bucket_no_upscale)
         chosen = find_trainer(trainer or _TRAINER, **given)
         words = find_recipe(opened, recipe)
         found = survey(
@@ -157,6 +172,21 @@ def _csv(path: Path) -> Iterator[Callable[[str, tuple[int, int], tuple[int, int]
     except OSError as error:
         raise storage_error(path, error) from error
     say(f"{path}: the bucket of each picture")
+
+
+def _refuse_recipe(path: Path) -> None:
+    """Raise OptionError for a recipe, which people may give for a config."""
+    import tomllib
+
+    if path.suffix == ".toml" and path.is_file():
+        try:
+            tables = set(tomllib.loads(path.read_text("utf-8-sig")))
+        except ValueError:
+            return
+        if tables and tables <= {"captions", "tags", "words", "latents", "text", "outputs"}:
+            raise OptionError(
+                f"{path} is a recipe. What it makes of a dataset: cutline preview DATASET --recipe {path}"
+            )
 
 
 def _lint(path: Path, given: dict[str, str], buckets: Path | None, as_json: bool) -> list[str]:
@@ -216,7 +246,8 @@ def _print(found: Survey, top: int) -> None:
             said = f"{least:,} to {most:,}, median {spread['median']:,}" if least < most else f"{most:,}"
             console.print(f"\ndifferent texts of a picture over {found.epochs:,} epochs: {said}")
     if set(found.buckets) - {None}:
-        console.print(f"\nbuckets at {found.resolution[0]}x{found.resolution[1]}")
+        bounds = f"sides of at most {found.max_bucket_reso:,}; others: -o max_bucket_reso=2048"
+        console.print(f"\nbuckets at {found.resolution[0]}x{found.resolution[1]}, {bounds}")
         names = [("unknown size" if size is None else f"{size[0]}x{size[1]}", n) for size, n in found.buckets.items()]
         _table(console, ["bucket", "pictures"], [(name, f"{count:,}") for name, count in names])
     losses, unknown = found.losses(), [one.encoder.name for one in found.encoders if one.encoder.problem]

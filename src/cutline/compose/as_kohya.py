@@ -34,7 +34,7 @@ KEEP = "|||"
 MOST_LINES = 64
 """Of one entry."""
 
-_SEVERAL = 'it has several lines, of which the trainer reads one: [captions] line_breaks = "space" makes them one'
+SEVERAL = 'it has several lines, of which the trainer reads one: [captions] line_breaks = "space" makes them one'
 
 _GAP = "\0"  # where the tags go that the trainer moves
 _TAGS = re.compile(r"\{tags(\.\w+)?\}")
@@ -389,7 +389,7 @@ def misread(texts: pa.StringArray) -> list[str]:
 
 
 def _misread_one(text: str) -> str:
-    return _SEVERAL if "\n" in text else ""
+    return SEVERAL if "\n" in text else ""
 
 
 def _marked(text: str) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,7 +150,7 @@ def check(path: Path) -> tuple[Config, tuple[Problem, ...]]:
     return _Reading(path, _load(path)).config()
 
 
-def folder_config(path: Path) -> Config:
+def folder_config(path: Path, caption_extension: str = "") -> Config:
     """What `--train_data_dir` makes of a folder, or `image_dir` of one without folders named `10_sks girl` below it.
 
     Raises:
@@ -166,6 +166,9 @@ def folder_config(path: Path) -> Config:
     ]
     if not subsets:
         subsets = [SubsetConfig("folder", str(path), str(path))]
+    if caption_extension:
+        said = {"caption_extension": caption_extension}
+        subsets = [replace(subset, options={**subset.options, **said}) for subset in subsets]
     return Config((DatasetConfig(tuple(subsets), str(path)),), path)
 
 

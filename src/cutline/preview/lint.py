@@ -77,6 +77,7 @@ def lint(
     workers: int = 1,
     max_token_length: int | None = None,
     resolution: Size | None = None,
+    caption_extension: str = "",
     each: Placed | None = None,
 ) -> Lint:
     """Look for faults in a dataset config (TOML or JSON), or in a folder as `--train_data_dir` takes it.
@@ -88,6 +89,7 @@ def lint(
         workers: its `--max_data_loader_n_workers`.
         max_token_length: its `--max_token_length`.
         resolution: its `--resolution`, width and height in pixels, for datasets that say none.
+        caption_extension: its `--caption_extension`, for a folder; `.caption` where it does not say.
         each: called for every picture whose bucket can be told.
 
     Raises:
@@ -97,8 +99,10 @@ def lint(
     if max_token_length not in (None, 150, 225):
         linting.notes.add("max_token_length", "the command line", given=max_token_length)
     if path.is_dir():
-        config = kohya_toml.folder_config(path)
+        config = kohya_toml.folder_config(path, caption_extension)
         linting.folder(config)
+    elif caption_extension:
+        raise OptionError(f"caption_extension is for a folder; {path} says it for itself: caption_extension = …")
     else:
         config, problems = kohya_toml.check(path)
         for code, where, what in problems:
@@ -266,7 +270,7 @@ class _Dataset:
             self.notes.add("no_resolution", dataset.where)
             return None
         if not dataset.enable_bucket:
-            return None
+            return None  # see `place`
         from cutline.compose.buckets import Buckets
 
         steps = max(dataset.bucket_reso_steps, 1)
@@ -295,7 +299,11 @@ class _Dataset:
         """Choose the buckets of the pictures that wait for theirs."""
         sizes = [size for _, size in self.waiting]
         if self.buckets is None or not sizes:
-            chosen = [self.size or (0, 0)] * len(sizes)  # without enable_bucket, all are cut to one size
+            across, up = self.size or (0, 0)
+            chosen = [(across, up)] * len(sizes)  # without enable_bucket, all are cut to one size
+            for name, (width, height) in self.waiting:
+                if abs(width * up - height * across) > _SAME_SHAPE * max(width * up, height * across):
+                    self.notes.add("no_buckets", self.dataset.where, name, given=f"{across} x {up}")
         else:
             widths, heights = self.buckets.choose_all(*zip(*sizes, strict=True))
             chosen = list(zip(widths.tolist(), heights.tolist(), strict=True))
@@ -312,6 +320,7 @@ class _Dataset:
 
 
 _AT_ONCE = 4096
+_SAME_SHAPE = 0.02  # of a side: rounding
 """Pictures whose buckets are chosen together."""
 
 

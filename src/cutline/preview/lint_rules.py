@@ -73,6 +73,11 @@ RULES = {
         "say resolution = … in [general], or here what --resolution will be",
         lost=False,
     ),
+    "no_buckets": Rule(
+        "{count:picture} of another shape than {given}: without enable_bucket what is over is cut off",
+        "enable_bucket = true in [general], or --enable_bucket",
+        lost=False,
+    ),
     # what is done to captions
     "keep_separator_leaks": Rule(
         "keep_tokens_separator {given} without shuffle_caption, caption_tag_dropout_rate or token_warmup_step "

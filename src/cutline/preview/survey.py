@@ -119,6 +119,8 @@ class Survey:
     """Tags that are not apart from what stands beside them, with what they became."""
     resolution: tuple[int, int]
     """Width and height in pixels that buckets are about the area of."""
+    max_bucket_reso: int
+    """Pixels of a bucket's side, at most."""
     buckets: dict[tuple[int, int] | None, int]
     """Pictures by the width and height in pixels of their bucket; None: nobody knows their size. By size."""
 
@@ -172,6 +174,7 @@ class Survey:
             "leftovers": {name: one.as_dict() for name, one in self.leftovers.items()},
             "fused": self.fused.as_dict(),
             "resolution": list(self.resolution),
+            "max_bucket_reso": self.max_bucket_reso,
             "buckets": {
                 "unknown" if size is None else f"{size[0]}x{size[1]}": count for size, count in self.buckets.items()
             },
@@ -199,7 +202,7 @@ def survey(
         epochs: how many; epochs count from 0, as in `Recipe.compose`.
         seed: what random choices are drawn from, as in `Recipe.compose`.
         sample: look at so many pictures alone, drawn by the seed; 0 for all.
-        buckets: how the trainer sorts pictures by size; by default as it does at 1024 by 1024.
+        buckets: how the trainer sorts pictures by size; by default as it does at 1024 by 1024 with its own bounds.
 
     Raises:
         CutlineError: the recipe reads a layer that the dataset lacks, or has no such output.
@@ -226,7 +229,7 @@ def survey(
     texts, exposure = EqualTexts(epochs), Tags(recipe, epochs)
     policies = Policies(counters[cutter]) if least and {"tags", "caption"} <= set(recipe.parts) else None
     sizes: dict[tuple[int, int] | None, int] = {}
-    chosen = buckets or Buckets()
+    chosen = buckets or Buckets(max_size=1024)
     empty = {cause: Found() for cause in CAUSES}
     weighted = any(encoder.weighted for encoder in trainer.encoders)
     odd = {name: Found() for name in LEFTOVERS if weighted or name != "brackets read as weights"}
@@ -276,6 +279,7 @@ def survey(
         leftovers=odd,
         fused=exposure.fused,
         resolution=chosen.max_reso,
+        max_bucket_reso=chosen.max_size,
         buckets=dict(sorted(sizes.items(), key=lambda item: (item[0] is None, item[0] or (0, 0)))),
     )
 
