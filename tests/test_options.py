@@ -375,6 +375,7 @@ def world(tmp_path: Path, models: tuple[Path, Path]) -> World:
     return World(tmp_path, *models)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(plugin_options()))
 def test_every_option_of_a_plugin_can_be_seen(name: str, world: World) -> None:
     assert name in PLUGINS, "say in PLUGINS what can be observed of this option"
@@ -915,6 +916,7 @@ def command_options() -> Iterator[str]:
                 yield f"{verb} {parameter.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(command_options()))
 def test_every_option_of_a_command_can_be_seen(name: str, world: World) -> None:
     assert name in COMMANDS, "say in COMMANDS what can be observed of this option"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -59,6 +60,7 @@ def test_clean_captions_come_back_letter_for_letter(captions: list[str]) -> None
     assert arrived == captions
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts)
 def test_whatever_is_changed_is_reported(caption: str) -> None:

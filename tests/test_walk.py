@@ -94,6 +94,7 @@ step = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(step, max_size=12))
 def test_a_scan_is_one_big_join(steps: list[tuple[str, Any]]) -> None:
