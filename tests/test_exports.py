@@ -459,6 +459,15 @@ def test_baked_epochs_are_what_compose_says(tmp_path: Path) -> None:
         export(dataset, Kohya(bake_epochs=2), tmp_path / "m.json", recipe=recipe, epoch=4)
 
 
+def test_a_foreign_file_in_the_place_of_the_first_epoch_is_kept(tmp_path: Path) -> None:
+    dataset = words(tmp_path / "photos")
+    for name in ("m-1.json", "m-2.json"):
+        (tmp_path / name).write_text(f"somebody's {name}")
+    by_recipe(dataset, tmp_path / "m.json", {}, bake_epochs=2)
+    kept = (dataset.home / "exports" / "replaced").iterdir()
+    assert sorted(path.read_text() for path in kept) == ["somebody's m-1.json", "somebody's m-2.json"]
+
+
 def test_a_dry_run_shows_other_options(tmp_path: Path) -> None:
     dataset = words(tmp_path / "photos")
     by_recipe(dataset, tmp_path / "m.json", {"text": {"dropout": 0.1}})

@@ -77,7 +77,7 @@ class Kohya:
 
     def beside(self, out: Path) -> list[Path]:
         """The files that it may write beside `out`."""
-        more = [path for path, _ in self._files(out)[1:]]
+        more = [path for path, _ in self._files(out) if path != out]
         config = [out.with_suffix(".toml")] if not self._apart and out.suffix != ".parquet" else []
         return [*more, *config, *([out.with_name("missing.json")] if self.missing else [])]
 
