@@ -10,15 +10,27 @@ from typing import Any
 from cutline.options import CutlineError, OptionError
 
 
+def kinds() -> list[str]:
+    """What there are presets of: `prompts`, `recipes` …, sorted."""
+    return sorted(entry.name for entry in (files("cutline") / "presets").iterdir() if entry.is_dir())
+
+
 def presets(kind: str) -> list[str]:
-    """The names of the presets of a kind (`recipes`, `scores`, `booru`, `cleaning`, `trainers`), sorted."""
+    """The names of the presets of a kind, sorted."""
     folder = files("cutline") / "presets" / kind
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def text(kind: str, name: str) -> str:
+    """A preset as it is written. Raises OptionError, naming those that there are."""
+    if name not in (known := presets(kind)):
+        raise OptionError(f"there is no '{name}' among {kind}. There are: {', '.join(known)}")
+    return (files("cutline") / "presets" / kind / f"{name}.toml").read_text("utf-8")
+
+
 def preset(kind: str, name: str) -> dict[str, Any]:
     """What a preset says. The name must be one of `presets(kind)`."""
-    return tomllib.loads((files("cutline") / "presets" / kind / f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(text(kind, name))
 
 
 def read(path: str | Path, what: str) -> dict[str, Any]:
