@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -314,11 +313,8 @@ class Recipe:
         """The recipe as the text of a file that `from_toml` reads back."""
         tables = dict(self.settings())
         outputs = tables.pop("outputs", {})
-        tables |= {f"outputs.{_toml(name)}": table for name, table in outputs.items()}
-        return "\n".join(
-            f"[{name}]\n" + "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in table.items())
-            for name, table in tables.items()
-        )
+        tables |= {f"outputs.{toml_files.value(name)}": table for name, table in outputs.items()}
+        return "\n".join("\n".join([f"[{name}]", *toml_files.lines(table), ""]) for name, table in tables.items())
 
     def make(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> Made:
         """Everything that the recipe makes of some rows: their parts and their texts.
@@ -613,15 +609,3 @@ def _said(table: Any) -> dict[str, Any]:
 
 def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").isalnum() and name.isascii() else _toml(name)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cutline import toml_files
 from cutline.compose.as_kohya import AsKohya
 from cutline.compose.recipe import Recipe
 from cutline.exports.manifest import Manifest, Rows
@@ -288,7 +289,7 @@ def _written(path: Path, entries: Iterator[pa.RecordBatch], dry_run: bool) -> tu
 
 
 def _toml(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's
+    text = toml_files.value(value)
     try:
         text.encode()
     except UnicodeEncodeError:
