@@ -155,7 +155,7 @@ class Draw:
 
     @cached_property
     def _parts(self) -> dict[str, pa.StringArray]:
-        return {name: self._part(name) for name in dict.fromkeys(part for order in self._orders for part in order)}
+        return {name: self._part(name) for name in dict.fromkeys(self.text.parts)}
 
     def _part(self, name: str) -> pa.StringArray:
         return self._caption if name == "caption" and self.text.wildcards else self.made.part(name)

@@ -57,6 +57,11 @@ class Captions:
     clean: str = option("", "cleaning rules, by name or as a TOML file")
     dropout: float = option(0.0, "how often, from 0 to 1, the caption is left out")
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are read."""
+        return self.first_of or self.all_of
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -116,6 +121,11 @@ class Text:
         return () if self.template else self.either or (self.order,)
 
     @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that it names, in its template or its orders; one may stand in several of those."""
+        return self.parsed.names if self.template else tuple(part for order in self.orders for part in order)
+
+    @functools.cached_property
     def parsed(self) -> Template:
         """The template."""
         return Template.parse(self.template)
@@ -173,8 +183,7 @@ class Recipe:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it reads."""
-        captions, tags = self.captions, self.tags
-        return (*(captions.first_of or captions.all_of), *tags.layers, *self.latents.first_of)
+        return (*self.captions.layers, *self.tags.layers, *self.latents.first_of)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -186,8 +195,8 @@ class Recipe:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that a text may name, in the order that it has unless it says another."""
-        tags, captions = bool(self.tags.layers), bool(self.captions.first_of or self.captions.all_of)
-        return (*self.words, *(part for part, there in zip(PARTS, (tags, captions), strict=True) if there))
+        layers = (self.tags.layers, self.captions.layers)
+        return (*self.words, *(part for part, there in zip(PARTS, layers, strict=True) if there))
 
     @property
     def random(self) -> bool:
@@ -211,7 +220,7 @@ class Recipe:
                     tables[name] = replace(table, **{which: there})
         return replace(self, **tables)
 
-    @property
+    @functools.cached_property
     def still(self) -> Recipe:
         """The recipe without what it leaves to chance: first texts, all lines, nothing shuffled or dropped."""
         breaks = self.captions.line_breaks
@@ -391,10 +400,10 @@ class Recipe:
         text = self._spelt(text)
         known = (*self.parts, *(f"tags.{name}" for name in self.tags.order if self.tags.layers))
         try:
-            used = text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
+            parts = text.parts
         except OptionError as error:
             raise RecipeError(f"{where}: {error}") from None
-        for part in used:
+        for part in parts:
             if part not in known:
                 raise RecipeError(f"{where} names '{part}'; there are: {', '.join(known)}")
         for order in text.orders:
