@@ -319,7 +319,7 @@ class _Places:
             if any(self.separator in tag or tag.strip() != tag for tag in moved):
                 reason = reason or f"a tag of it holds {self.separator!r}"
             middle = between.join(moved)
-            middle = middle.replace("{", "{{").replace("}", "}}") if escape else middle
+            middle = wildcards.escaped(middle) if escape else middle
             lines.append(f"{head} {KEEP} {middle}".strip() + (f" {KEEP} {tail}" if tail else ""))
             why.append(reason)
         return _Line(pa.array(lines, pa.string()), why, likely)
@@ -415,7 +415,7 @@ def _escaped(text: str | None, *, live: bool, whole: bool = False) -> tuple[str 
     if "{" not in text and "}" not in text:
         return text, ""
     if not live:
-        return text.replace("{", "{{").replace("}", "}}"), ""
+        return wildcards.escaped(text), ""
     pieces, plain = wildcards.flat(text)
     plain = plain and not (whole and _BLANK.search(text))
     return (

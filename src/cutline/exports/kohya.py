@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from cutline import toml_files
 from cutline.compose.as_kohya import AsKohya
+from cutline.compose.buckets import sides
 from cutline.exports.manifest import Manifest, Rows
 from cutline.exports.writing import refuse, shortened, write_file
 from cutline.files import storage_error
@@ -183,10 +184,7 @@ class Kohya:
                     misread.add(name, batch.column("misread"))
             if self.caption_from_tags:
                 caption = pc.coalesce(caption, tags)
-            turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
-            width, height = batch.column("width"), batch.column("height")
-            if pc.any(turned).as_py():
-                width, height = pc.if_else(turned, height, width), pc.if_else(turned, width, height)
+            width, height = sides(batch)
             if not self.image_size:
                 width = height = pa.nulls(len(batch), pa.int32())
             columns = [name, caption, tags, width, height]
