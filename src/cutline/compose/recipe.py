@@ -171,10 +171,11 @@ class Recipe:
         Raises:
             RecipeError: for anything unknown or that does not fit, naming what would.
         """
-        tables = {name: kind for name, kind in _TABLES.items() if name in values}
-        if unknown := [name for name in values if name not in (*_TABLES, "words", "outputs")]:
-            raise RecipeError(f"the recipe has no '{unknown[0]}'; it has: {', '.join((*_TABLES, 'words', 'outputs'))}")
-        made: dict[str, Any] = {name: _table(name, kind, values[name], base) for name, kind in tables.items()}
+        if unknown := [name for name in values if name not in TABLES]:
+            raise RecipeError(f"the recipe has no '{unknown[0]}'; it has: {', '.join(TABLES)}")
+        made: dict[str, Any] = {
+            name: _table(name, kind, values[name], base) for name, kind in _TABLES.items() if name in values
+        }
         outputs = _mapping("[outputs]", values.get("outputs", {}))
         texts = {name: _table(f"outputs.{name}", Text, table, base) for name, table in outputs.items()}
         words = {name: _word(name, given, base) for name, given in _mapping("[words]", values.get("words", {})).items()}
@@ -426,6 +427,9 @@ class Recipe:
 
 
 _TABLES: dict[str, type] = {"captions": Captions, "tags": Tags, "latents": Latents, "text": Text}
+TABLES = (*_TABLES, "words", "outputs")
+"""What a recipe may have at its top."""
+
 _FILES = ("aliases", "implications", "vocabulary", "clean")
 _READ = {
     "[captions] clean": "caption_cleaning",
