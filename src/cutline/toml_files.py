@@ -1,8 +1,13 @@
-"""TOML files: those that come with Cutline, by name (`presets/<kind>/<name>.toml`), and people's own, by path."""
+"""TOML files: those that come with Cutline, by name (`presets/<kind>/<name>.toml`), and people's own, by path.
+
+What Cutline writes as TOML is written here, too, value by value.
+"""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -52,3 +57,21 @@ def find(kind: str, name: str, what: str) -> dict[str, Any]:
     if Path(name).suffix.lower() == ".toml":
         return read(name, what)
     raise OptionError(f"no {what} is called '{name}'. There are: {', '.join(known)}; or name a TOML file")
+
+
+def lines(table: Mapping[str, Any]) -> list[str]:
+    """Each key of a table with its value, as TOML writes them."""
+    return [f"{_key(name)} = {value(said)}" for name, said in table.items()]
+
+
+def value(said: Any) -> str:
+    """A string, number, truth value, list or mapping as TOML writes it, on one line."""
+    if isinstance(said, Mapping):
+        return "{ " + ", ".join(lines(said)) + " }"
+    if isinstance(said, list):
+        return "[" + ", ".join(map(value, said)) + "]"
+    return json.dumps(said, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").isalnum() and name.isascii() else value(name)
