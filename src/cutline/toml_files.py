@@ -45,7 +45,7 @@ def read(path: str | Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8-sig"))  # Notepad writes a byte-order mark
     except OSError as error:
         raise CutlineError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CutlineError(f"{path} is not TOML: {error}") from None
 
 
