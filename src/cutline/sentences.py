@@ -29,7 +29,9 @@ def ends(text: str) -> list[int]:
         before = text[max(0, match.start() - 15) : match.start() + 1]
         if stop[0] in "。！？｡":
             found.append(match.end())
-        elif (after and after[1].islower()) or (stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))):
+        elif (after and after[1].islower()) or (
+            stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
+        ):
             continue
         else:
             found.append(match.end())
@@ -63,4 +65,6 @@ def whole(text: str) -> str:
 
 
 def _closed(text: str) -> bool:
-    return text.count('"') % 2 == 0 and all(text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』"))
+    return text.count('"') % 2 == 0 and all(
+        text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』")
+    )
