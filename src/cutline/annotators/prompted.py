@@ -16,7 +16,7 @@ import xxhash
 from cutline.annotators.session import Row, RowError
 from cutline import schemas
 from cutline.checks.judging import Judged, judge
-from cutline.checks.findings import Finding
+from cutline.checks.findings import Finding, checked
 from cutline.options import OptionError, option
 from cutline.prompts import structured
 from cutline.prompts.prompt import Prompt, find_prompt, tags_of
@@ -156,13 +156,16 @@ class Prompted:
         texts = []
         if verdict != "rejected":
             texts = [prompt.fill(prompt.around, row, self.tags, spaces=True, answer=judged.text)]
+        findings = list(judged.findings)
+        if unread:
+            findings.insert(0, Finding("structure", str(parsed.reason)))
         columns = {
             "texts": texts,
             "raw": raw,
             "verdict": verdict,
             "reason": ", ".join(dict.fromkeys(reasons)) or None,
             "finish_reason": finish_reason,
-            "checks": checked(judged, texts),
+            "checks": checked(findings, judged.coverage, texts),
         }
         again = judged.again or (unread and policies.structure == "again")
         return Answer(columns, again and tries < policies.tries)
