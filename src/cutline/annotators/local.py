@@ -12,6 +12,7 @@ Code that comes with a model is never run.
 from __future__ import annotations
 
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -312,6 +313,7 @@ def find_libraries(settings: Local) -> Any:
             f"{settings.called}: quantize={settings.quantize} needs bitsandbytes: pip install 'cutline[quant]'"
         )
     if settings.quantize:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each multiplication
         try:
             import_module("bitsandbytes")
         except Exception as error:  # it loads libraries of its own, which may fail in many ways
@@ -355,6 +357,8 @@ def load_config(settings: Local, *types: str) -> Any:
     transformers = find_libraries(settings)
     with _loading(settings):
         said, _ = transformers.PreTrainedConfig.get_config_dict(_name(settings), **_where(settings))
+        if not said:
+            raise OSError("there is no config.json in it.")
     kind = said.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         raise CutlineError(
@@ -414,6 +418,11 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
             f"{settings.called}: {settings.model} is no whole {type(model).__name__}: {len(missing)} weights are "
             f"missing, such as {missing[0]}. Give another -o model=…"
         )
+    if settings.quantize == "nf4" and device.type == "cpu":
+        for part in model.modules():
+            # The quick way of bitsandbytes 0.50 on processors with AVX512 fails on weights of such shapes.
+            if hasattr(part, "support_avx512bf16_for_cpu") and (part.in_features % 64 or part.out_features % 32):
+                part.support_avx512bf16_for_cpu = False
     if settings.adapter:
         model = _adapt(settings, model)
     if merged:
