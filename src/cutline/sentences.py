@@ -8,6 +8,7 @@ has no space after it. Quotes and brackets that close right after the stop belon
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _CLOSERS = "\"'”’»)\\]}」』）】〉》*_"
 _END = re.compile(rf"[.!?…‽]+[{_CLOSERS}]*(?=\s|$)|[。！？｡]+[{_CLOSERS}]*")
@@ -46,7 +47,7 @@ def ended(text: str) -> bool:
 def split(text: str) -> list[str]:
     """The sentences of a text, and at the end what is no whole one."""
     places = [0, *ends(text), len(text)]
-    return [found for begin, end in zip(places, places[1:], strict=False) if (found := text[begin:end].strip())]
+    return [found for begin, end in pairwise(places) if (found := text[begin:end].strip())]
 
 
 def whole(text: str) -> str:

@@ -57,7 +57,8 @@ _NOUNS = {
     "person": r"person|persons|people|humans?|characters|individuals",
 }
 _ADJECTIVE = (
-    r"(?!(?:and|or|with|of|in|on|the|a|an|by|for|at|to|near|beside|behind|from|as|who|that|is|are|than)\b)[\w'’-]+,?\s+"
+    r"(?!(?:and|or|with|of|in|on|the|a|an|by|for|at|to|near|beside|behind|from|as|who|that|is|are"
+    r"|than)\b)[\w'’-]+,?\s+"
 )
 _CLAIM = {
     sex: re.compile(
@@ -68,37 +69,31 @@ _CLAIM = {
     for sex, nouns in _NOUNS.items()
 }
 _NOT_THERE = re.compile(
-    r"(?:\b(?:statues?|paintings?|portraits?|pictures?|drawings?|posters?|photos?|photographs?|figurines?|figures?|dolls?"
-    r"|mannequins?|silhouettes?|sculptures?|images?|toys?|busts?|prints?|outlines?|sign|shape|style|clothes|size|hand|arm"
+    r"(?:\b(?:statues?|paintings?|portraits?|pictures?|drawings?|posters?|photos?|photographs?|figurines?"
+    r"|figures?|dolls?"
+    r"|mannequins?|silhouettes?|sculptures?|images?|toys?|busts?|prints?|outlines?|sign|shape|style"
+    r"|clothes|size|hand|arm"
     r"|shadow|reflections?) (?:of|for|shows?|showing|depicting)"
     r"|\b(?:no|not|without|like|isn't|resembl\w+|reminiscent of|than|as if|for|of|suitable for))\s*$",
     re.IGNORECASE,
 )
 _COUNT = re.compile(r"(?P<many>\d+)(?P<more>\+?) ?(?P<sex>girl|boy|other)s?|multiple (?P<several>girl|boy|other)s")
-_UNSURE = frozenset(
-    ("androgynous", "crossdressing", "otoko no ko", "trap", "genderswap", "reverse trap", "tomboy", "futanari")
-    + ("ambiguous gender", "genderswap (mtf)", "genderswap (ftm)", "multiple views", "dual persona", "reflection")
-    + (
-        "crowd",
-        "people",
-        "background character",
-        "photo (object)",
-        "poster (object)",
-        "picture frame",
-        "clone",
-        "mirror",
-    )
-)
+_ANY_NUMBER = """
+    androgynous, ambiguous gender, crossdressing, otoko no ko, trap, reverse trap, tomboy, futanari, genderswap,
+    genderswap (mtf), genderswap (ftm), multiple views, dual persona, clone, reflection, mirror, crowd, people,
+    background character, photo (object), poster (object), picture frame"""
+_UNSURE = frozenset(tag.strip() for tag in _ANY_NUMBER.split(","))
 """Tags beside which the numbers say little."""
 _NOBODY = re.compile(
-    r"\b(?:no|without(?: any)?|devoid of|free of) (?:visible )?(?:people|humans?|persons?|human figures?|characters)\b"
+    r"\b(?:no|without(?: any)?|devoid of|free of) (?:visible )?(?:people|humans?|persons?|human figures?"
+    r"|characters)\b"
     r"(?=\s*(?:[.,;!]|$|(?:are |is )?(?:visible|present|in (?:the|this) (?:image|picture|scene|photo|illustration))))",
     re.IGNORECASE,
 )
 
 
 def count(text: str, tags: Tags) -> Fault | None:
-    """More girls, boys or people than the count tags allow, people where there are `no humans`, or nobody where some are."""
+    """More girls, boys or people than the count tags allow; or nobody where they know of somebody."""
     counts: dict[str, int] = {}
     exact, humans = True, False
     for tag in tags.all:
@@ -152,69 +147,29 @@ _MARK = re.compile(
     r"|\b(?:https?://|www\.)\w[^\s\"”]*|\b[\w-]{2,}\.(?:com|net|org|jp)\b",
     re.IGNORECASE,
 )
-_WRITTEN = (
-    (
-        "text",
-        "speech bubble",
-        "translat",
-        "translation request",
-        "sound effects",
-        "onomatopoeia",
-        "comic",
-        "4koma",
-        "sign",
-    )
-    + ("title", "cover", "copyright name", "character name", "artist name", "watermark", "logo", "web address", "dated")
-    + (
-        "username",
-        "subtitle",
-        "writing",
-        "letter",
-        "word",
-        "caption",
-        "speech",
-        "dialogue",
-        "thought bubble",
-        "newspaper",
-    )
-    + (
-        "book",
-        "poster",
-        "banner",
-        "label",
-        "calligraphy",
-        "graffiti",
-        "engrish",
-        "ranguage",
-        "hashtag",
-        "number",
-        "brand",
-    )
-    + (
-        "product placement",
-        "name tag",
-        "menu",
-        "hud",
-        "user interface",
-        "typo",
-        "romaji",
-        "license plate",
-        "scroll",
-        "kanji",
-    )
-)
+_WITH_LETTERS = r"""
+    text, speech bubble, thought bubble, translat\w+, sound effect, onomatopoeia, comic, 4koma, sign, title, subtitle,
+    copyright name, character name, artist name, name tag, watermark, signature, logo, web address, dated, username,
+    writing, letter, word, caption, speech, dialogue, cover, book, newspaper, magazine, poster, banner, label, menu,
+    calligraphy, graffiti, engrish, ranguage, hashtag, number, brand, product placement, hud, user interface, typo,
+    romaji, license plate, scroll, kanji"""
+_WRITTEN = tuple(tag.strip() for tag in _WITH_LETTERS.split(","))
 _TEXT = re.compile(
     r"\b(?:(?:visible |japanese |english |chinese |korean |handwritten |bold |large |small |white |black |red )*text)"
-    r"(?= (?:that )?(?:reads?|says?|saying|reading|is (?:visible|present|written)|in the|at the|on the|above|below|overlay"
+    r"(?= (?:that )?(?:reads?|says?|saying|reading|is (?:visible|present|written)|in the|at the|on the"
+    r"|above|below|overlay"
     r"|\")|:|\s*[.,;]|$)"
-    r"|\bspeech bubbles?\b|\bthought bubbles?\b|\bthe (?:words?|phrase|letters|inscription|caption|title)\b(?=[: ,]*[\"“「])"
+    r"|\bspeech bubbles?\b|\bthought bubbles?\b|\bthe (?:words?|phrase|letters|inscription|caption"
+    r"|title)\b(?=[: ,]*[\"“「])"
     r"|\b(?:reads?|says?|saying|reading|labell?ed|written|inscribed|titled)(?=[: ,]*[\"“「])",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"(?:\b(?:no|not any|without(?: any| a)?|free (?:of|from)(?: any)?|lacks?(?: any)?|n't(?: any| a)?|absence of(?: any)?"
+    r"(?:\b(?:no|not any|without(?: any| a)?|free (?:of|from)(?: any)?|lacks?(?: any)?|n't(?: any| a)?"
+    r"|absence of(?: any)?"
     r"|devoid of(?: any)?|nor|neither|never|not (?:have|contain)(?: any| a)?|cannot (?:see|make out)(?: any| a)?"
-    r"|can't (?:see|make out)(?: any| a)?)(?:[\s,]+(?:visible|discernible|obvious|readable|legible|apparent|signs? of|other"
+    r"|can't (?:see|make out)(?: any| a)?)(?:[\s,]+(?:visible|discernible|obvious|readable|legible"
+    r"|apparent|signs? of|other"
     r"|additional|extra|text|watermarks?|signatures?|logos?|or|and|nor|any))*)\s*$",
     re.IGNORECASE,
 )
@@ -237,7 +192,7 @@ def _claimed(
 ) -> Fault | None:
     if not tags.complete:
         return None
-    pattern = re.compile(rf"\b(?:{'|'.join(known)})")
+    pattern = re.compile(rf"\b(?:{'|'.join(known)})s?\b")
     there = any(pattern.search(tag) and "commentary" not in tag for tag in tags.all)
     plain = _unquoted(text)
     spans = []
@@ -327,7 +282,7 @@ _NEAR = 4
 
 
 def coverage(text: str, tags: Tags) -> tuple[float | None, list[str]]:
-    """The share of the given tags that a caption tells, and those that it does not; None where there are none to tell."""
+    """The share of the given tags that a caption tells, and those that it does not. None without any to tell."""
     wanted = [tag for tag in tags.given if tag not in _UNTOLD]
     if not wanted:
         return None, []

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from cutline import sentences
 from cutline.checks.findings import Fault, Finding
@@ -59,9 +60,11 @@ _MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assista
 _ALOUD = re.compile(
     r"(?:(?:okay|ok|alright|all right|so|hmm+|well|right|wait|got it|now)[,.!…]*\s+)?(?:so,?\s+|now,?\s+|first,?\s+)?"
     r"(?:the user (?:wants|is asking|asked|asks|would like|wrote|gave|provided|requested|needs)\b"
-    r"|(?:let me|let's|lets) (?:think|analy[sz]e|break (?:this|it) down|start by|look at (?:the|this) (?:image|picture)"
+    r"|(?:let me|let's|lets) (?:think|analy[sz]e|break (?:this|it) down|start by|look at (?:the"
+    r"|this) (?:image|picture)"
     r"|describe|see what|tackle|go through|figure)"
-    r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce|provide|output)\b"
+    r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce"
+    r"|provide|output)\b"
     r"|we (?:need|have|are asked)(?: to)? (?:describe|write|create|generate|caption|produce|output|answer)\b)"
     r"|(?:okay|ok|alright|hmm+|got it)[,.!…]+\s+(?:let me|let's|lets|i need to|i should)\b",
     re.IGNORECASE,
@@ -91,33 +94,42 @@ def thinking(text: str) -> Fault | None:
 
 _NOT = r"(?:can't|cannot|can not|could not|couldn't|won't|will not|am unable|am not able|'m unable|'m not able)"
 _HELP = (
-    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer|engag|writ|caption"
-    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]|comment|perform|tag"
-    r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)|see (?:the |any |an |your |this )"
+    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer"
+    r"|engag|writ|caption"
+    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]"
+    r"|comment|perform|tag"
+    r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)"
+    r"|see (?:the |any |an |your |this )"
     r"?(?:image|picture|photo|attach)|see images|make (?:any )?(?:assumptions|judg))"
 )
 _REFUSALS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(?:i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry|(?:my )?(?:sincere )?apologies|i (?:must )?apologi[sz]e"
-        r"|sorry|unfortunately|regrettably|i(?:'m| am) afraid)\b[^.!?\n\"“]{0,60}?[,.!:;]?\s*(?:but\s+|that\s+|as\s+)?"
+        r"(?:i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry|(?:my )?(?:sincere )?apologies"
+        r"|i (?:must )?apologi[sz]e"
+        r"|sorry|unfortunately|regrettably|i(?:'m| am) afraid)\b[^.!?\n\"“]{0,60}?[,.!:;]?\s*(?:but\s+"
+        r"|that\s+|as\s+)?"
         rf"\bi(?: {_NOT}|'m (?:unable|not able|not (?:comfortable|allowed))| am (?:unable|not)|'m not| do not| don't"
         r"| must decline|'ve been| have been)\b",
         r"(?:i(?:'m| am) (?:very )?sorry|sorry|i apologi[sz]e)\b[^.!?\n\"“]{0,40}\b(?:this|the|your) (?:image|request"
         r"|content|picture|prompt) (?:violates|may violate|goes against|is not|isn't|cannot|can't|contains)",
         rf"i (?:{_NOT}|am not able to|am unable to)(?: to)?(?: \w+ly)?(?: be able to)? {_HELP}",
-        r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable|not programmed to"
-        r"|not designed to|just an? (?:ai|language model)|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
+        r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable"
+        r"|not programmed to"
+        r"|not designed to|just an? (?:ai|language model)"
+        r"|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
         r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)|i (?:respectfully )?(?:decline|refuse) to\b",
         r"i (?:do not|don't) (?:feel comfortable|have the (?:ability|capability)|have access to (?:the|any|this|your)"
         r"|see (?:an|any|the) (?:image|picture|photo|attach)|think (?:it's|it is) appropriate|assist|provide|engage)",
-        r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\.|artificial intelligence|language model"
+        r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\."
+        r"|artificial intelligence|language model"
         r"|virtual assistant|llm)\b(?![- ](?:generated|made|created|rendered|art|artwork|image|picture|drawn|driven"
         r"|themed|robot|character))",
         r"(?:this|the|your) (?:request|prompt|content) (?:violates|may violate|goes against|is against|cannot be)",
         r"(?:it(?:'s| is) against|this goes against|that goes against) (?:my|our)\b",
         r"(?:there is|there's|i see|you have|you haven't|it (?:looks|seems|appears) like (?:there is|there's|you"
-        r"|no))\b[^.\n]{0,30}?\b(?:no image|n't (?:uploaded|attached|provided|included)|not (?:uploaded|attached|provided)"
+        r"|no))\b[^.\n]{0,30}?\b(?:no image|n't (?:uploaded|attached|provided|included)|not (?:uploaded"
+        r"|attached|provided)"
         r"|forgot)|no (?:image|picture|photo) (?:was|has been|is) (?:provided|attached|uploaded|given)"
         r"|please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
         r"(?:申し訳(?:ありません|ございません)|すみません)[^。\n]{0,40}(?:できません|できかねます|いたしかねます)",
@@ -128,7 +140,8 @@ _REFUSALS = tuple(
 )
 _SEES_OTHERWISE = re.compile(
     r"i (?:can't|cannot|can not|could not|couldn't|am unable to|'m unable to|'m not able to|am not able to)"
-    r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your |this )?(?:image|picture"
+    r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your "
+    r"|this )?(?:image|picture"
     r"|photo|attach)| you\b)",
     re.IGNORECASE,
 )
@@ -174,9 +187,11 @@ def prompt_echo(text: str, asked: str) -> Fault | None:
         if tuple(plain[:size]) in openings:
             spans.append((words[0][1], words[size - 1][2]))
             break
-    for start in range(len(plain) - ECHO_WORDS + 1):
-        if tuple(plain[start : start + ECHO_WORDS]) in pieces:
-            spans.append((words[start][1], words[start + ECHO_WORDS - 1][2]))
+    spans += [
+        (words[start][1], words[start + ECHO_WORDS - 1][2])
+        for start in range(len(plain) - ECHO_WORDS + 1)
+        if tuple(plain[start : start + ECHO_WORDS]) in pieces
+    ]
     if not spans:
         return None
     begin, end = spans[0]
@@ -257,12 +272,7 @@ def _distances(words: Sequence[str]) -> set[int]:
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for start, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
         places[four].append(start)
-    return {
-        later - earlier
-        for found in places.values()
-        if len(found) >= 3
-        for earlier, later in zip(found, found[1:], strict=False)
-    }
+    return {later - earlier for found in places.values() if len(found) >= 3 for earlier, later in pairwise(found)}
 
 
 def _too_often(row: Sequence[str]) -> int:
@@ -273,7 +283,7 @@ def _too_often(row: Sequence[str]) -> int:
 
 
 def _said_again(text: str) -> Fault | None:
-    """One sentence said three times or more, wherever; a short one six times."""
+    """One sentence said three times or more, wherever; a short one four times, one word six."""
     seen: dict[str, int] = defaultdict(int)
     second: dict[str, int] = {}
     at = 0
@@ -286,7 +296,7 @@ def _said_again(text: str) -> Fault | None:
         seen[plain] += 1
         if seen[plain] == 2:
             second[plain] = at_sentence
-        if seen[plain] >= (3 if len(plain) >= 20 or plain.count(" ") >= 3 else 6):
+        if seen[plain] >= (3 if len(plain) >= 20 or plain.count(" ") >= 3 else 4 if " " in plain else 6):
             begin = second[plain]
             return Fault(Finding("loop", f"said again and again: {_excerpt(sentence)}"), text[:begin].rstrip())
     return None

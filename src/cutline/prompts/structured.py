@@ -220,9 +220,9 @@ class _Reader:
             raise _TooDeep
         letter = self.skip()
         if letter == "{":
-            return self.object(depth)
+            return self.braces(depth)
         if letter == "[":
-            return self.list(depth)
+            return self.brackets(depth)
         if letter in _CLOSING:
             return self.string(after)
         if match := _LITERAL.match(self.text, self.at):
@@ -250,7 +250,7 @@ class _Reader:
         self.mend("bare_words")
         return match[0].strip()
 
-    def object(self, depth: int) -> _Pairs:
+    def braces(self, depth: int) -> _Pairs:
         opened = 0
         while self.skip() == "{" and opened < 2:
             opened += 1
@@ -307,7 +307,7 @@ class _Reader:
         else:
             raise _Confused
 
-    def list(self, depth: int) -> list[Any]:
+    def brackets(self, depth: int) -> list[Any]:
         self.at += 1
         found: list[Any] = []
         while True:
@@ -417,9 +417,9 @@ class _Said:
 
     def value(self, value: Any, key: str) -> list[str]:
         if isinstance(value, _Pairs):
-            return self.object(value, key)
+            return self.pairs(value, key)
         if isinstance(value, list):
-            return self.list(value, key)
+            return self.items(value, key)
         if isinstance(value, str):
             return [said] if (said := self.leaf(value)) else []
         if value is True or (value and not isinstance(value, bool)):
@@ -443,7 +443,7 @@ class _Said:
         told = json.dumps(value, ensure_ascii=False)
         self.lost.append(f"{_clean(key)}: {told}" if key else told)
 
-    def list(self, items: list[Any], key: str) -> list[str]:
+    def items(self, items: list[Any], key: str) -> list[str]:
         if items and all(isinstance(item, (int, float)) for item in items):
             self.tell(key, items)
             return []
@@ -463,7 +463,7 @@ class _Said:
         words = all(isinstance(item, str) for item in items) and not any(sentences.ended(piece) for piece in pieces)
         return [", ".join(pieces)] if pieces and words else pieces
 
-    def object(self, pairs: _Pairs, key: str) -> list[str]:
+    def pairs(self, pairs: _Pairs, key: str) -> list[str]:
         """An object below the top: what is written in the picture in one sentence per kind, the rest in order."""
         names = {name for name, _ in pairs}
         if "text" in names and not _NOT_WRITTEN.search(key):
