@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from cutline import sentences
 from cutline.checks.findings import Fault, Finding
@@ -38,7 +38,7 @@ _SAYS_NOTHING = {
 
 def empty(text: str) -> Fault | None:
     """A text without letters and digits, or with nothing but a word for nothing."""
-    words = [match[0].casefold() for match in _WORD.finditer(text)]
+    words = [match[0].casefold() for match in islice(_WORD.finditer(text), 3)]
     if not words:
         return Fault(Finding("empty", "no letters" if text.strip() else "no text"), "")
     if len(words) <= 2 and " ".join(words) in _SAYS_NOTHING:
@@ -118,7 +118,8 @@ _REFUSALS = tuple(
         r"|not programmed to"
         r"|not designed to|just an? (?:ai|language model)"
         r"|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
-        r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)|i (?:respectfully )?(?:decline|refuse) to\b",
+        r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)"
+        r"|i (?:respectfully )?(?:decline|refuse) to\b",
         r"i (?:do not|don't) (?:feel comfortable|have the (?:ability|capability)|have access to (?:the|any|this|your)"
         r"|see (?:an|any|the) (?:image|picture|photo|attach)|think (?:it's|it is) appropriate|assist|provide|engage)",
         r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\."
