@@ -46,8 +46,8 @@ class Parsed:
 def parse(raw: str) -> Parsed:
     """Read an answer that was to be one JSON object. Never raises: what cannot be read is `rejected`."""
     text = raw.strip().lstrip("\ufeff").strip()
-    if not text:
-        return Parsed("", "rejected", "empty", ())
+    if not text or _FENCE.sub("", text).strip().casefold() in ("", *_NOTHING):
+        return Parsed("", "rejected", "empty", (_clean(text),) if text else ())
     try:
         read = _read(text)
     except (_TooDeep, RecursionError):
@@ -229,7 +229,7 @@ class _Reader:
             self.at = match.end()
             if match[0] in ("True", "False", "None"):
                 self.mend("python_literal")
-            return _LITERALS[match[0]] if match[0] in _LITERALS else json.loads(match[0], parse_int=str)
+            return _LITERALS[match[0]] if match[0] in _LITERALS else _number(match[0])
         if not letter:
             self.mend("cut")
             return None
@@ -374,6 +374,10 @@ class _Reader:
         return _Cut("".join(letters))
 
 
+def _number(digits: str) -> float:
+    return json.loads(digits) if len(digits) < 1000 else float(digits)  # type: ignore[no-any-return]
+
+
 def _strings(text: str) -> Iterator[str]:
     """Everything in quotes, of an answer that is not read further."""
     for match in re.finditer(r'"((?:[^"\\]|\\.)*)"', text, re.DOTALL):
@@ -475,10 +479,10 @@ class _Said:
                 found = [" ".join(self.value(value, name)) for name, value in described]
                 pieces += [", ".join(part for part in found if part)]
             elif kind == "title":
-                titles = [said for name, value in group for said in self.value(value, name)]
+                titles = [said for name, value in group for said in self.value(value, "description")]
                 pieces += [f'The title of the image is "{said}".' for said in titles]
             elif kind in ("frames", "panels"):
-                placed = [(" ".join(self.value(value, name)), name.replace("_", " ")) for name, value in group]
+                placed = [(" ".join(self.value(value, "description")), name.replace("_", " ")) for name, value in group]
                 pieces += self.sentence(kind, [f'"{said}" in {name}' for said, name in placed if said])
             elif kind in ("speech bubbles", "multilingual"):
                 pieces += self.sentence(kind, [self.quoted(value) for _, value in group])
