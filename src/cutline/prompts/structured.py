@@ -128,7 +128,7 @@ def _read(text: str) -> _Read | None:
     if thought is not None and thought["thought"] is None:
         return None
     start = thought.end() if thought else 0
-    if not thought and 0 <= (end := text.find("</think>")) < text.find("{"):
+    if text[0] not in '{["' and not thought and 0 <= (end := text.find("</think>")) < text.find("{"):
         start = end + len("</think>")
     for guess in (False, True):
         reader = _Reader(text, start, guess=guess)
