@@ -13,10 +13,11 @@ from itertools import pairwise
 _CLOSERS = "\"'”’»)\\]}」』）】〉》*_"
 _END = re.compile(rf"[.!?…‽]+[{_CLOSERS}]*(?=\s|$)|[。！？｡]+[{_CLOSERS}]*")
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\"“‘'])(?:dr|mrs?|ms|mx|st|jr|sr|prof|vs|no|vol|fig|approx|ca|cf|e\.g|i\.e|inc|ltd|co|mt|ft|gen|col|capt"
+    r"(?:^|[\s(\"“‘'])(?:dr|mrs?|ms|mx|st|jr|sr|prof|vs|vol|fig|approx|ca|cf|e\.g|i\.e|inc|ltd|co|mt|ft|gen|col|capt"
     r"|lt|sgt|rev|hon|[a-z])\.$",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"\bno\.$", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d+\.$")
 _NEXT = re.compile(r"\s*(\S)")
 _ENDS = re.compile(rf"[.!?…‽。！？｡][{_CLOSERS}]*$")
@@ -30,7 +31,9 @@ def ends(text: str) -> list[int]:
         before = text[max(0, match.start() - 15) : match.start() + 1]
         if stop[0] in "。！？｡":
             found.append(match.end())
-        elif (after and after[1].islower()) or (
+        elif after and (after[1].islower() or (after[1].isdigit() and _NUMBER.search(before))):
+            continue
+        elif (
             stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
         ):
             continue

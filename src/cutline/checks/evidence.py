@@ -57,13 +57,15 @@ _NOUNS = {
     "boy": r"boys?|m[ae]n|males?|guys?|gentlem[ae]n",
     "person": r"person|persons|people|humans?|characters|individuals",
 }
+_ORDINALS = ("another", "second", "third", "fourth")
 _ADJECTIVE = (
     r"(?!(?:and|or|with|of|in|on|the|a|an|by|for|at|to|near|beside|behind|from|as|who|that|is|are"
-    r"|than)\b)[\w'’-]+,?\s+"
+    r"|than|without|no|into|over|under|full|its|his|her|their|has|have|had|was|were)\b)[\w'’-]+,?\s+"
 )
+_NUMBER = "|".join((*sorted(_NUMBERS, key=len, reverse=True), "[2-9]", r"\d\d"))
 _CLAIM = {
     sex: re.compile(
-        rf"\b(?P<number>{'|'.join(sorted(_NUMBERS, key=len, reverse=True))}|[2-9]|\d\d)\s+(?:{_ADJECTIVE}){{0,3}}?"
+        rf"\b(?P<number>{_NUMBER})\s+(?!(?:{_NUMBER})\s)(?:{_ADJECTIVE}){{0,3}}?"
         rf"(?P<noun>{nouns})\b(?![-'’]|\s+(?:statues?|dolls?|figures?|figurines?|scouts?|mannequins?|posters?|robots?))",
         re.IGNORECASE,
     )
@@ -76,7 +78,7 @@ _NOT_THERE = re.compile(
     r"|mannequins?|silhouettes?|sculptures?|images?|toys?|busts?|prints?|outlines?|sign|shape|style"
     r"|clothes|size|hand|arm"
     r"|shadow|reflections?) (?:of|for|shows?|showing|depicting)"
-    r"|\b(?:no|not|without|like|isn't|resembl\w+|reminiscent of|than|as if|for|of|suitable for))\s*$",
+    r"|\b(?:no|not|without|like|isn't|resembl\w+|reminiscent of|than|as if|for))\s*$",
     re.IGNORECASE,
 )
 _COUNT = re.compile(r"(?P<many>\d+)(?P<more>\+?) ?(?P<sex>girl|boy|other)s?|multiple (?P<several>girl|boy|other)s")
@@ -122,7 +124,9 @@ def count(text: str, tags: Tags) -> Fault | None:
         for match in pattern.finditer(plain):
             number = _NUMBERS.get(match["number"].casefold()) or int(match["number"])
             many = re.search(r"(?:s|men|people|ladies)$", match["noun"], re.IGNORECASE) is not None
-            said = number if many or match["number"].casefold() in ("another", "second", "third", "fourth") else 1
+            if number == 1 and many:  # `a` belongs to something else, or nobody can tell
+                continue
+            said = number if many or match["number"].casefold() in _ORDINALS else 1
             if said > most[sex] and not _NOT_THERE.search(plain[: match.start()]):
                 spans.append(match.span())
                 first = first or match[0]
@@ -174,7 +178,7 @@ _DENIED = re.compile(
     r"|devoid of(?: any)?|nor|neither|never|not (?:have|contain)(?: any| a)?|cannot (?:see|make out)(?: any| a)?"
     r"|can't (?:see|make out)(?: any| a)?)(?:[\s,]+(?:visible|discernible|obvious|readable|legible"
     r"|apparent|signs? of|other"
-    r"|additional|extra|text|watermarks?|signatures?|logos?|or|and|nor|any))*)\s*$",
+    r"|additional|extra|an?|text|watermarks?|signatures?|logos?|or|and|nor|any))*)\s*$",
     re.IGNORECASE,
 )
 _FREE = re.compile(r"\bwatermark-free\b|\bunwatermarked\b", re.IGNORECASE)

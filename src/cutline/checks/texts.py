@@ -128,11 +128,12 @@ _REFUSALS = tuple(
         r"|themed|robot|character))",
         r"(?:this|the|your) (?:request|prompt|content) (?:violates|may violate|goes against|is against|cannot be)",
         r"(?:it(?:'s| is) against|this goes against|that goes against) (?:my|our)\b",
-        r"(?:there is|there's|i see|you have|you haven't|it (?:looks|seems|appears) like (?:there is|there's|you"
-        r"|no))\b[^.\n]{0,30}?\b(?:no image|n't (?:uploaded|attached|provided|included)|not (?:uploaded"
-        r"|attached|provided)"
-        r"|forgot)|no (?:image|picture|photo) (?:was|has been|is) (?:provided|attached|uploaded|given)"
-        r"|please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
+        r"(?:it (?:looks|seems|appears)(?: like| that)? )?(?:no (?:image|picture|photo) (?:was|has been|is|seems to be)"
+        r" (?:provided|attached|uploaded|given)"
+        r"|you (?:haven't|have not|didn't|did not|forgot to) (?:upload|attach|provid)"
+        r"|there (?:is|was) no (?:image|picture|photo) (?:attached|provided|uploaded|given|here)"
+        r"|the (?:image|picture|photo) (?:is not|isn't|was not|wasn't) (?:attached|provided|uploaded))",
+        r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
         r"(?:申し訳(?:ありません|ございません)|すみません)[^。\n]{0,40}(?:できません|できかねます|いたしかねます)",
         r"(?:很)?(?:抱歉|对不起|對不起)[^。\n]{0,20}(?:无法|無法|不能|不便)",
         r"我(?:无法|無法|不能)(?:提供|描述|协助|協助|帮助|幫助|回答|满足|滿足|识别|生成)",
@@ -153,16 +154,19 @@ def refusal(text: str) -> Fault | None:
 
     `I cannot see any text in the image, but …` tells of the picture, and is none.
     """
-    head = _straight(text).lstrip("*_#> \t\n")
-    if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
-        return None
-    if not any(pattern.match(head) for pattern in _REFUSALS):
+    if not _refuses(text):
         return None
     rest = sentences.split(text.strip())[1:]
-    while rest and _unhelpful(rest[0]):
+    while rest and (_unhelpful(rest[0]) or _refuses(rest[0])):
         rest = rest[1:]
-    left = " ".join(rest)
-    return Fault(Finding("refusal", f"it begins: {_excerpt(text)}"), sentences.whole(left))
+    return Fault(Finding("refusal", f"it begins: {_excerpt(text)}"), sentences.whole(" ".join(rest)))
+
+
+def _refuses(text: str) -> bool:
+    head = _straight(text).lstrip("*_#> \t\n")
+    if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
+        return False
+    return any(pattern.match(head) for pattern in _REFUSALS)
 
 
 def _unhelpful(sentence: str) -> bool:
