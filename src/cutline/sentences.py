@@ -29,15 +29,9 @@ def ends(text: str) -> list[int]:
     for match in _END.finditer(text):
         stop, after = match[0], _NEXT.match(text, match.end())
         before = text[max(0, match.start() - 15) : match.start() + 1]
-        if stop[0] in "。！？｡":
-            found.append(match.end())
-        elif after and (after[1].islower() or (after[1].isdigit() and _NUMBER.search(before))):
-            continue
-        elif (
-            stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
-        ):
-            continue
-        else:
+        goes_on = after and (after[1].islower() or (after[1].isdigit() and _NUMBER.search(before)))
+        short = stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
+        if stop[0] in "。！？｡" or not (goes_on or short):
             found.append(match.end())
     return found
 
@@ -65,10 +59,11 @@ def whole(text: str) -> str:
         found.pop()
     if not found:
         return ""
-    return text[: next((end for end in reversed(found) if _closed(text[:end])), found[-1])]
+    return text[: next((end for end in reversed(found) if closed(text[:end])), found[-1])]
 
 
-def _closed(text: str) -> bool:
+def closed(text: str) -> bool:
+    """Whether every double quote that is opened is closed."""
     return text.count('"') % 2 == 0 and all(
         text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』")
     )

@@ -134,7 +134,7 @@ def check(
                         row = {**row, layer: {**said, **made}}
                         found = judging.look(row, 0, None)
                         said = row[layer]
-                note = checked(found.findings, found.coverage, said["texts"] or [])
+                note = checked(found.findings, found.coverage, _texts(said))
                 if _news(note, row[about]):
                     notes.add({"key": row["key"], "content": said["content"], **note})
                     report.written += 1
@@ -165,7 +165,7 @@ class _Judging:
     def look(self, row: Row, pictures: int, before: Row | None) -> _Found:
         """Judge every caption of a picture. Of several, those that are rejected fall away; the first tells coverage."""
         said, policies = row[self.layer], self.policies
-        texts = [text for text in said["texts"] or [] if text is not None] or [""]
+        texts = _texts(said) or [""]
         cut_already = "cut" in re.split(r"[,;] ?", said["reason"] or "")
         known = (row[self.tags] if self.tags else None) or {}
         judged = [
@@ -180,7 +180,7 @@ class _Judging:
         more = []
         if pictures > SAME_TEXT:
             more.append(Finding("same_text", f"{pictures:,} pictures have this very text"))
-        if before and before["caption"] == hash_of(said["texts"] or []):
+        if before and before["caption"] == hash_of(_texts(said)):
             more += [
                 Finding(kind, detail)
                 for kind, detail in zip(before["findings"], before["details"], strict=True)
@@ -196,7 +196,7 @@ def _gathered(judged: list[Judged], more: list[Finding], policies: Policies) -> 
     reasons = [one.reason for one in judged if one.reason] + acted
     reason = ", ".join(dict.fromkeys(kind for reason in reasons for kind in reason.split(", "))) or None
     if not kept or acted:
-        return _Found([], "rejected", reason, findings, None)
+        return _Found([], "rejected", reason, findings, judged[0].coverage)
     good = len(kept) == len(judged) and all(one.verdict == "good" for one in judged)
     return _Found(kept, "good" if good else "repaired", reason, findings, judged[0].coverage)
 
@@ -204,7 +204,7 @@ def _gathered(judged: list[Judged], more: list[Finding], policies: Policies) -> 
 def _count(report: Report, key: str, said: Row, found: _Found) -> None:
     report.checked += 1
     report.faulty += bool(found.findings)
-    texts = [text for text in said["texts"] or [] if text]
+    texts = _texts(said)
     for kind, detail in {finding.kind: finding.detail for finding in reversed(found.findings)}.items():
         report.findings[kind] += 1
         report.examples.setdefault(kind, Example(key, detail, texts[0] if texts else ""))
@@ -215,11 +215,14 @@ def _mended(said: Row, found: _Found) -> Row:
     reasons = [reason for reason in (said["reason"], found.reason) if reason]
     raw = said["raw"]
     if raw is None:
-        texts = said["texts"] or []
-        raw = texts[0] if len(texts) == 1 else "\n".join(text for text in texts if text)
+        raw = "\n".join(_texts(said))
     kept = {name: value for name, value in said.items() if name not in ("error", "detail")}
     reason = found.reason if found.verdict == "rejected" else ", ".join(dict.fromkeys(reasons))
     return {**kept, "texts": found.texts or None, "raw": raw, "verdict": found.verdict, "reason": reason}
+
+
+def _texts(said: Row) -> list[str]:
+    return [text for text in said["texts"] or [] if text is not None]
 
 
 def _news(note: Row, before: Row | None) -> bool:

@@ -314,7 +314,10 @@ def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without the sentences that touch these spans."""
     spans = list(spans)
     kept, at = [], 0
-    for end in [*sentences.ends(text), len(text)]:
+    ends = sentences.ends(text)
+    if sentences.closed(text):
+        ends = [end for end in ends if sentences.closed(text[:end])]  # what is quoted is not torn
+    for end in [*ends, len(text)]:
         if end > at and not any(begin < end and at < stop for begin, stop in spans):
             kept.append(text[at:end].strip())
         at = end
