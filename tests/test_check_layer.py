@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cutline.checks.judging import Policies
 from cutline.checks.layer import SAME_TEXT, check, find_tags
+from cutline.cli.main import app
 from cutline.dataset import Dataset
 from cutline.options import OptionError
+from cutline.prompts.prompt import Prompt
 from running import cutline, environment
 from test_stats import dataset
 
@@ -49,8 +52,11 @@ def rows(of: Dataset, layer: str) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in of.sql(f'from "{layer}" order by key').arrow().to_pylist()}
 
 
-def ran(of: Dataset, *words: str, code: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(cutline("check", of.root, CAPTIONS, *words, "--json", code=code).stdout)
+def ran(of: Dataset, *words: str) -> dict[str, Any]:
+    """What the command says as JSON."""
+    done = CliRunner().invoke(app, ["check", str(of.root), CAPTIONS, *words, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -66,7 +72,7 @@ def test_findings_are_counted_shown_and_kept(mine: Dataset) -> None:
     assert len(noted["claim"]["details"]) == 2
     assert (noted["good"]["findings"], noted["good"]["coverage"]) == ([], 1.0)
     said = cutline("check", mine.root, CAPTIONS).stdout
-    assert "6 captions checked, 5 with findings; held against tags/mine\n1 rejected ones left out\n" in said
+    assert "6 captions checked, 5 with findings; held against tags/mine\n1 left out: rejected before\n" in said
     assert "\nloop              1  loop: 5 times in a row: The sky is blue.\n" in said
 
 
@@ -212,6 +218,16 @@ def test_an_annotators_layer_stays_its_own(tmp_path: Path) -> None:
     made.layer(CAPTIONS).check("echo", {"says": "x"})
 
 
+def test_by_default_the_policies_are_those_of_the_layers_prompt(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "photos", [{"key": "a"}])
+    with made.layer(CAPTIONS).write(
+        "server", {"prompt": Prompt(user="x", checks=Policies(loop="trim")).settings()}
+    ) as writer:
+        writer.add({"key": "a", "texts": [LOOP], "verdict": "good"})
+    assert ran(made, "--repair")["repaired"] == 1
+    assert rows(made, CAPTIONS)["a"]["texts"] == ["The sky is blue."]
+
+
 def test_an_echo_that_was_seen_while_captioning_is_not_forgotten(mine: Dataset) -> None:
     check(mine, CAPTIONS, tags="tags/mine")
     before = rows(mine, CHECKS)["good"]
@@ -230,7 +246,7 @@ def test_what_a_terminal_obeys_is_shown_and_not_done(tmp_path: Path) -> None:
 
 
 def test_odd_rows_are_no_crash(tmp_path: Path) -> None:
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"key": "a"},
         {"key": "b", "texts": []},
         {"key": "c", "texts": [None, "A girl."]},

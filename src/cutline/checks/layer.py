@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from cutline import schemas
+from cutline import options, schemas
 from cutline.checks.findings import Finding, checked, hash_of
 from cutline.checks.judging import Judged, Policies, judge
 from cutline.dataset import Dataset
@@ -78,6 +78,12 @@ def find_tags(dataset: Dataset, named: str = "") -> str:
     return there[0] if there else ""
 
 
+def policies_of(dataset: Dataset, layer: str) -> Policies:
+    """The policies of the prompt that made a layer; the usual ones where none did."""
+    prompt = ((dataset.layer(layer).info() or {}).get("settings") or {}).get("prompt")
+    return options.fill(Policies, prompt.get("checks", {}), name="[checks]") if isinstance(prompt, dict) else Policies()
+
+
 def check(
     dataset: Dataset,
     layer: str,
@@ -93,7 +99,8 @@ def check(
         dataset: whose.
         layer: of captions.
         tags: the tag layer to hold them against; without one, nothing is.
-        policies: what counts as too little coverage, and with `repair` what is done about findings.
+        policies: what counts as too little coverage, and with `repair` what is done about findings; by default those
+            of the prompt that made the layer.
         repair: trim and reject captions, as the policies say, by adding rows to the layer: `again` rejects, for
             `annotate --retry rejected` to do it again.
         progress: called with the number of pictures that are done so far.
@@ -107,7 +114,7 @@ def check(
     if repair and layer == "captions/human":
         raise OptionError("captions/human is what people wrote, which no machine changes; leave out --repair")
     about = f"checks/{layer.partition('/')[2]}"
-    judging = _Judging(layer, tags, policies or Policies())
+    judging = _Judging(layer, tags, policies or policies_of(dataset, layer))
     report, total, with_tags = Report(), 0.0, 0
     fields = [*schemas.columns(layer), *schemas.TAG_CATEGORIES, *_ABOUT]
     many = _Many(dataset, layer)

@@ -25,7 +25,7 @@ def run(
         str, typer.Option(metavar="LAYER", help="The tags to hold captions against; by default the only ones.")
     ] = "",
     prompt: Annotated[
-        str, typer.Option(metavar="PROMPT", help="The prompt, or its file, whose [checks] count; by default, plain.")
+        str, typer.Option(metavar="PROMPT", help="Whose [checks] count; by default those of the prompt that made it.")
     ] = "",
     repair: Annotated[
         bool, typer.Option("--repair", help="Trim or reject captions as [checks] says; nothing is lost.")
@@ -39,7 +39,7 @@ def run(
 
     opened = Dataset(dataset)
     opened.key_rule  # noqa: B018  where there is no dataset it says so
-    policies = find_prompt(prompt or "plain").checks
+    policies = find_prompt(prompt).checks if prompt else None
     against = find_tags(opened, tags)
     with _shown(opened.sql("from pictures where error is null").count()) as progress:
         report = check(opened, layer, tags=against, policies=policies, repair=repair, progress=progress)
@@ -57,7 +57,7 @@ def _print(report: Report, layer: str, against: str) -> None:
     held = f"held against {against}" if against else "held against no tags, since there are none"
     print(f"{layer}: {report.checked:,} captions checked, {report.faulty:,} with findings; {held}")
     if report.skipped:
-        print(f"{report.skipped:,} rejected ones left out")
+        print(f"{report.skipped:,} left out: rejected before")
     if report.coverage is not None:
         print(f"on average they tell {report.coverage:.0%} of the tags")
     width = max(map(len, report.findings), default=0)

@@ -375,7 +375,7 @@ class _Reader:
 
 
 def _number(digits: str) -> float:
-    return json.loads(digits) if len(digits) < 1000 else float(digits)  # type: ignore[no-any-return]
+    return float(digits) if len(digits) > 1000 or not digits.lstrip("-").isdecimal() else int(digits)
 
 
 def _strings(text: str) -> Iterator[str]:
