@@ -67,7 +67,7 @@ class UnfitText(CutlineError):
 class TipoPrompt:
     """A prompt; its text is `str(prompt)`.
 
-    The fields that are given come first in the task's order. The prompt ends with the key of the next one (`long:`), or,
+    The fields that are given come first in the task's order. The prompt ends with the key of the next one (`long:`);
     with `expand`, in the midst of the last one given, which the model then continues.
 
     Raises:
