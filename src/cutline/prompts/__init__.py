@@ -1,1 +1,1 @@
-"""What models are asked, and how their answers are read."""
+"""What is asked of a model, built in one place; and reading what it answers."""

@@ -1,0 +1,585 @@
+"""TIPO writes a caption from tags: a small language model that never sees the picture.
+
+The models are KBlueLeaf's TIPO family (https://arxiv.org/abs/2411.08127); `cutline.prompts.tipo` has their format. They
+were trained on tags and captions of the same pictures, so they put tags into sentences, and invent what tags leave
+open: what they write is as right as the tags are, and no more. The weights are loaded here with transformers, or a
+server that completes text (llama.cpp, vLLM) has them.
+
+What is written of a picture depends on its tags, its key and the settings alone: words are drawn by chance, from a
+generator for each row, whatever batch it is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import pyarrow as pa
+import xxhash
+
+from cutline import schemas
+from cutline.annotators import endpoints, local
+from cutline.annotators.prompted import Answer
+from cutline.annotators.session import Batched, Row, RowError, Session
+from cutline.checks.judge import judge
+from cutline.checks.layer import found_columns
+from cutline.checks.policies import Policies
+from cutline.compose import scores
+from cutline.options import CutlineError, OptionError, digest, option
+from cutline.prompts import tipo
+from cutline.prompts.prompt import tags_of
+from cutline.tags import spaced
+
+if TYPE_CHECKING:
+    import torch
+
+Metadata = Literal["meta", "rating", "artist", "characters", "copyrights", "quality", "aspect_ratio"]
+
+RATINGS = {"g": "safe", "s": "sensitive", "q": "nsfw", "e": "nsfw, explicit"}
+"""TIPO's words for a booru's ratings."""
+
+QUALITY = "kohaku"
+"""The score table with whose words TIPO was trained."""
+
+PENALTY = 1.0
+"""The repetition penalty: none. It would punish the words of the prompt too, which are the tags to be written about.
+It is said nevertheless, since what generates has a default of its own (KGen's was 1.17)."""
+
+
+NOWHERE = "nowhere"
+"""The device where a server has the weights: one that the engine does not fill in."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What TIPO is asked about one picture."""
+
+    prompt: tipo.TipoPrompt
+    seed: int
+    """For random draws: 0 to 2**63 - 1."""
+    tags: Row | None
+    """The tags that were given, by category."""
+
+
+@dataclass(frozen=True)
+class TagToText(local.Local, endpoints.Remote):
+    """Write captions from tags with TIPO, without looking at the pictures."""
+
+    called: ClassVar[str] = "tag_to_text"
+    base: ClassVar[str | None] = "KBlueLeaf/TIPO-500M-ft"
+    writes: ClassVar[str] = "captions/tipo"
+    workers: ClassVar[Literal["device", "core"]] = "device"
+    opens: ClassVar[bool] = False
+
+    tags: tuple[str, ...] = option(
+        (), "tag layers, of which the first that has tags for a picture counts; by default the dataset's only one"
+    )
+    task: str = option(
+        "tag_to_long",
+        "what is written from what: tag_to_long, tag_to_short_to_long, or from a short text (see short) short_to_long, "
+        "short_to_tag_to_long, short_to_long_to_tag",
+    )
+    length: Literal["very_short", "short", "long", "very_long"] | None = option(
+        None, "how much to write; long (short_to_long was trained without)"
+    )
+    short: str | None = option(None, "for tasks that begin with short: the caption layer that has the short texts")
+    metadata: tuple[Metadata, ...] = option(
+        ("rating", "artist", "characters", "copyrights", "aspect_ratio"),
+        "what else TIPO is told; there are also meta and quality (by fav_count)",
+    )
+    blacklist: tuple[str, ...] = option((), "tags that it is not told; whole tags, with _ or spaces")
+    temperature: float = option(0.35, "below 1 safer, above 1 wilder")
+    top_p: float = option(0.95, "draw among the likeliest words that hold this share")
+    top_k: int = option(60, "draw among this many of the likeliest words")
+    min_p: float = option(0.1, "draw no word less likely than this share of the likeliest")
+    max_tokens: int = option(512, "what is written is cut after so many tokens")
+    seed: int = option(0, "another number, other captions")
+    attempts: int = option(3, "how often a picture is asked at most, where its caption is empty, loops or denies a tag")
+    least_coverage: float = option(0.0, "ask again where less than this share of the tags is in the caption")
+
+    def __post_init__(self) -> None:
+        """Fill in what was left open and refuse what is known to be wrong."""
+        if self.endpoints:
+            self._refuse(local.Local, "with endpoints: the server has the weights")
+            self.check_remote(self.called)
+        else:
+            self._refuse(endpoints.Remote, "without endpoints: -o endpoints=http://localhost:8080/v1")
+            super().__post_init__()
+        try:
+            tipo.check_task(self.task)
+        except OptionError as error:
+            raise OptionError(f"{self.called}: {error}") from None
+        if not self.task.endswith("long") and self.task != "short_to_long_to_tag":
+            raise OptionError(
+                f"{self.called}: task={self.task} writes tags from text, and this writes captions: tag_to_long, "
+                "tag_to_short_to_long, short_to_long, short_to_tag_to_long, short_to_long_to_tag"
+            )
+        if not tipo.has_length(self.task) and self.length is not None:
+            raise OptionError(
+                f"{self.called}: length={self.length} has no effect on task={self.task}, which was trained without"
+            )
+        if tipo.has_length(self.task) and self.length is None:
+            object.__setattr__(self, "length", "long")
+        if self._from_short and not (self.short or "").startswith("captions/"):
+            raise OptionError(
+                f"{self.called}: task={self.task} begins with a short text; say which layer has it: -o short=captions/…"
+            )
+        if not self._from_short and self.short is not None:
+            raise OptionError(f"{self.called}: short={self.short} has no effect on task={self.task}")
+        for layer in self.tags:
+            if not layer.startswith("tags/"):
+                raise OptionError(f"{self.called}: tags={layer} is no tag layer; one looks like tags/danbooru")
+        for name in ("top_k", "max_tokens", "attempts"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{self.called}: {name}={getattr(self, name)} does not fit: it is at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise OptionError(f"{self.called}: temperature={self.temperature} does not fit: it is more than 0")
+        for name in ("top_p", "min_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise OptionError(
+                    f"{self.called}: {name}={getattr(self, name)} does not fit: it is more than 0 and at most 1"
+                )
+        if not 0 <= self.least_coverage <= 1:
+            raise OptionError(f"{self.called}: least_coverage={self.least_coverage} does not fit: it is 0 to 1")
+
+    def _refuse(self, kind: type[local.Local | endpoints.Remote], why: str) -> None:
+        """Refuse options of the backend that is not used, and fill in the model."""
+        for entry in fields(kind):
+            given = getattr(self, entry.name)
+            if entry.name != "model" and given not in (entry.default, NOWHERE):
+                raise OptionError(f"{self.called}: {entry.name}={given} has no effect {why}")
+        if kind is local.Local:
+            object.__setattr__(self, "model", self.model or self.base)
+            object.__setattr__(self, "device", NOWHERE)
+
+    @property
+    def _from_short(self) -> bool:
+        return self.task.startswith("short")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The layers that it is given."""
+        return ("pictures", *self.tags, *([self.short] if self.short else []))
+
+    def fit(self, layers: Sequence[str]) -> Self:
+        """Choose the tag layer where none is named. Raises OptionError for a layer that there is not."""
+        for name in (*self.tags, *([self.short] if self.short else [])):
+            if name not in layers:
+                kind = name.partition("/")[0]
+                there = ", ".join(found for found in layers if found.startswith(f"{kind}/")) or "none"
+                raise OptionError(f"{self.called}: this dataset has no {name}; of its kind there is: {there}")
+        found = tuple(name for name in layers if name.startswith("tags/"))
+        if self.tags:
+            return self
+        if not found and self._from_short:
+            return self
+        if not found:
+            raise OptionError(
+                f"{self.called} writes from tags, and this dataset has none. Tags come with cutline add: a booru's "
+                "table, or text files with -o sidecars=tags"
+            )
+        if len(found) > 1:
+            raise OptionError(
+                f"{self.called} writes from tags, and there are several layers of them: {', '.join(found)}. Say which: "
+                f"-o tags={found[0]}"
+            )
+        return replace(self, tags=found)
+
+    def ask(self, row: Row, attempt: int) -> Asked:
+        """What TIPO is asked about this picture at this attempt (from 1).
+
+        Raises:
+            RowError: no_tags, no_short, or unfit_text (see `tipo.UnfitText`).
+        """
+        given = self._given(row)
+        tags = [*given.get("general", ()), *given.get("unsorted", ())]
+        short = self._short_of(row)
+        if not tags and not self._from_short:
+            raise RowError("no_tags", f"no layer of {', '.join(self.tags)} has general tags that could be written about")
+        if not short and self._from_short:
+            raise RowError("no_short", f"{self.short} has no text for this picture")
+        if self.task in ("short_to_long", "short_to_long_to_tag"):
+            tags = []
+        seed = f"{self.seed}/{row['key']}" if attempt == 1 else f"{self.seed}.{attempt}/{row['key']}"
+        try:
+            prompt = tipo.TipoPrompt(self.task, self.length, self._metadata_of(row, given), tags, short)
+        except tipo.UnfitText as error:
+            raise RowError("unfit_text", str(error)) from None
+        # Generators and servers take a signed number, so the hash loses its top bit.
+        return Asked(prompt, xxhash.xxh64_intdigest(seed.encode()) >> 1, given or None)
+
+    def _given(self, row: Row) -> Row:
+        """The picture's tags that are not on the blacklist, and its numbers."""
+        found = tags_of(row, self.tags) or {}
+        unwanted = {_plain(tag) for tag in self.blacklist}
+        lists = {
+            name: [tag for tag in found.get(name) or () if tag and _plain(tag) not in unwanted]
+            for name in schemas.TAG_CATEGORIES
+        }
+        return {**found, **lists} if found else {}
+
+    def _short_of(self, row: Row) -> str | None:
+        said = row.get(self.short or "") or {}
+        good = said.get("texts") and not said.get("error") and said.get("verdict") != "rejected"
+        return str(said["texts"][0]).strip() if good else None
+
+    def _metadata_of(self, row: Row, given: Row) -> dict[str, str]:
+        lists = {"meta": "meta", "artist": "artist", "characters": "character", "copyrights": "copyright"}
+        known: dict[str, str] = {}
+        for name in self.metadata:
+            if name in lists:
+                known[name] = ", ".join(_words(given.get(lists[name]) or ()))
+            elif name == "rating":
+                known[name] = RATINGS.get(given.get("rating") or "", "")
+            elif name == "quality":
+                known[name] = _quality(given)
+            elif row.get("width") and row.get("height"):
+                known["aspect ratio"] = f"{row['width'] / row['height']:.1f}"
+        return known
+
+    def request(self, row: Row) -> dict[str, Any]:
+        """What is asked of the model for this row; its digest becomes the row's `request`."""
+        return self.asking(self.ask(row, row.get("attempt") or 1))
+
+    def asking(self, asked: Asked) -> dict[str, Any]:
+        """`request`, of what `ask` gave."""
+        if self.endpoints:
+            return {**self.body(asked), "picture": None}
+        return {
+            **self.weights(),
+            "prompt": str(asked.prompt),
+            "picture": None,
+            "stop": list(asked.prompt.stops("long")),
+            "sampling": {**self.sampling(), "seed": asked.seed},
+            "generation": self.generation(),
+        }
+
+    def body(self, asked: Asked) -> dict[str, Any]:
+        """What is sent to a server's `/completions`."""
+        return {
+            "model": self.model,
+            "prompt": str(asked.prompt),
+            "max_tokens": self.max_tokens,
+            **self.sampling(),
+            "repetition_penalty": PENALTY,  # vLLM's name for it
+            "repeat_penalty": PENALTY,  # llama.cpp's
+            "seed": asked.seed & 0x7FFF_FFFF,  # llama.cpp keeps 32 bits, of which one value means: any
+            "stop": list(asked.prompt.stops("long")),
+        }
+
+    def sampling(self) -> dict[str, Any]:
+        """How words are drawn, by the names of transformers and of servers."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+
+    def generation(self) -> dict[str, Any]:
+        """The settings of the search, by transformers' names."""
+        return {
+            "do_sample": False,  # chance comes in by `local.Draw`
+            "num_beams": 1,
+            "max_new_tokens": self.max_tokens,
+            "repetition_penalty": PENALTY,
+        }
+
+    def answer(self, asked: Asked, raw: str, *, finish_reason: str | None, tries: int = 1) -> Answer:
+        """Make a caption of what TIPO wrote, and say what is wrong with it.
+
+        Args:
+            asked: what `ask` gave.
+            raw: what was written after the prompt.
+            finish_reason: `stop`, or `length` where it was cut.
+            tries: how often this picture has been asked in this run.
+        """
+        written = asked.prompt.read(raw, finish_reason=finish_reason)
+        cut = finish_reason if written.cut in ("long", None) else "stop"
+        judged = judge(written.get("long").strip(), policies=self.policies, finish_reason=cut, tags=asked.tags)
+        texts = [judged.text] if judged.verdict != "rejected" else []
+        columns = {
+            "texts": texts,
+            "raw": raw,
+            "verdict": judged.verdict,
+            "reason": judged.reason,
+            "finish_reason": finish_reason,
+            "checks": found_columns(judged, texts),
+        }
+        return Answer(columns, judged.again and tries < self.attempts)
+
+    @property
+    def policies(self) -> Policies:
+        """What is done about a caption with something wrong. It has nothing but tags to go by, so it may not deny them."""
+        coverage = "again" if self.least_coverage else "keep"
+        return Policies(count="again", coverage=coverage, tries=self.attempts, least_coverage=self.least_coverage)
+
+    def load(self) -> Session:
+        """Load the weights, or look at the server. Raises CutlineError where they are not there, or no TIPO model's."""
+        return TagToTextRemote(self) if self.endpoints else TagToTextSession(self)
+
+
+@dataclass
+class _Prepared:
+    """A question, ready for the model."""
+
+    asked: Asked
+    tokens: list[int]
+    tries: int = 1
+    seconds: float = 0.0
+    answer: Row = field(default_factory=dict)
+
+
+class TagToTextSession(Batched):
+    """TIPO's weights on one device. Shapes: B rows, L tokens so far, V tokens in the vocabulary."""
+
+    def __init__(self, settings: TagToText) -> None:
+        self.settings = settings
+        self.threads = settings.threads
+        transformers = local.find_libraries(settings)
+        config = local.load_config(settings)
+        self.tokenizer = local.load_part(settings, transformers.AutoTokenizer)
+        _check_markers(settings, self.tokenizer)
+        self.context: int = getattr(config, "max_position_embeddings", None) or 1024  # TIPO's, where it does not say
+        self.colons = _with_a_colon(self.tokenizer)
+        self.device = local.find_device(settings)
+        self.model = local.load_weights(settings, transformers.AutoModelForCausalLM, self.device, config)
+        self.batch_size = local.choose_batch_size(settings, self.device, self._probe)
+
+    def prepare(self, row: Row) -> _Prepared:
+        """Write the prompt of a row. Raises RowError as `ask` does, and `too_long`."""
+        return self._prepared(self.settings.ask(row, row["attempt"]))
+
+    def batch(self, rows: list[Row], prepared: list[_Prepared]) -> list[Row]:
+        """Caption a batch; those whose caption is wrong once more, until it is right or their tries are used up."""
+        todo = list(zip(rows, prepared, strict=True))
+        while todo:
+            started = time.perf_counter()
+            said = self._generate([one for _, one in todo])
+            seconds = (time.perf_counter() - started) / len(todo)
+            again = []
+            for (row, one), (raw, finish_reason, count) in zip(todo, said, strict=True):
+                one.seconds += seconds
+                attempt = row["attempt"] + one.tries - 1
+                answer = self.settings.answer(one.asked, raw, finish_reason=finish_reason, tries=one.tries)
+                one.answer = {
+                    **answer.columns,
+                    "request": digest(self.settings.asking(one.asked)),
+                    "attempt": attempt,
+                    "tokens_in": len(one.tokens),
+                    "tokens_out": count,
+                    "seconds": one.seconds,
+                }
+                if answer.again:
+                    one.asked, one.tries = self.settings.ask(row, attempt + 1), one.tries + 1
+                    again.append((row, one))
+            todo = again
+        return [one.answer for one in prepared]
+
+    def _prepared(self, asked: Asked) -> _Prepared:
+        # The start is put there here, so it is there once, whatever the tokenizer would do.
+        words = self.tokenizer(str(asked.prompt), add_special_tokens=False).input_ids
+        tokens = [self.tokenizer.bos_token_id, *words]
+        if len(tokens) >= self.context:
+            raise RowError("too_long", f"its prompt is {len(tokens)} tokens long, and {self.context} are the most")
+        return _Prepared(asked, tokens)
+
+    def _generate(self, batch: list[_Prepared]) -> list[tuple[str, str, int]]:
+        """What the model writes after each prompt, why it ended (stop, length) and how many tokens that took."""
+        ending = _Ending(self, batch, max(len(one.tokens) for one in batch))
+        self._run(batch, stopping_criteria=[ending])
+        return ending.found
+
+    def _run(self, batch: list[_Prepared], **more: Any) -> None:
+        import torch
+
+        width = max(len(one.tokens) for one in batch)
+        end = self.tokenizer.eos_token_id
+        filled = [[end] * (width - len(one.tokens)) + one.tokens for one in batch]  # on the left: all end together
+        mask = [[0] * (width - len(one.tokens)) + [1] * len(one.tokens) for one in batch]
+        with torch.inference_mode():
+            self.model.generate(
+                input_ids=torch.tensor(filled, device=self.device),  # (B, L)
+                attention_mask=torch.tensor(mask, device=self.device),
+                logits_processor=local.drawing(self.settings.sampling(), [one.asked.seed for one in batch]),
+                eos_token_id=end,
+                pad_token_id=end,
+                **self.settings.generation(),
+                **more,
+            )
+
+    def _probe(self) -> None:
+        """Answer one row of the greatest length: as many tags as TIPO was given at most, and all of `max_tokens`."""
+        one = self._prepared(Asked(tipo.TipoPrompt(tags=["long hair"] * 72), 0, None))
+        self._run([one], min_new_tokens=self.settings.max_tokens)
+
+    def text(self, before: int, new: list[int]) -> str:
+        """The text of tokens as it follows on a token. Alone, a tokenizer would drop the space that they begin with."""
+        start, whole = (
+            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for tokens in ([before], [before, *new])
+        )
+        return whole.removeprefix(start) if whole.startswith(start) else whole
+
+
+class _Ending:
+    """Tells `generate` which rows have ended: at the end token, at a key that is not wanted, or by their length.
+
+    A row that has ended costs the others nothing but its place, and once all have, the batch ends. Keys are looked for
+    only after a token with a colon in it, since all end so.
+    """
+
+    def __init__(self, session: TagToTextSession, batch: list[_Prepared], width: int) -> None:
+        self.session = session
+        self.batch = batch
+        self.width = width
+        self.limits = [min(session.settings.max_tokens, session.context - len(one.tokens)) for one in batch]
+        self.stops = [re.compile("|".join(map(re.escape, one.asked.prompt.stops("long")))) for one in batch]
+        self.ended: dict[int, tuple[str, str, int]] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        """Which of the rows of `input_ids` (B, L) have ended: bool (B,)."""
+        import torch
+
+        for place, last in enumerate(input_ids[:, -1].tolist()):
+            if place not in self.ended:
+                self._look(place, last, input_ids)
+        return torch.tensor([place in self.ended for place in range(len(self.batch))], device=input_ids.device)
+
+    def _look(self, place: int, last: int, input_ids: torch.Tensor) -> None:
+        count = input_ids.shape[1] - self.width
+        over = last == self.session.tokenizer.eos_token_id
+        if not over and count < self.limits[place] and last not in self.session.colons:
+            return
+        new = input_ids[place, self.width :].tolist()
+        text = self.session.text(self.batch[place].tokens[-1], new[:-1] if over else new)
+        if stop := self.stops[place].search(text):
+            self.ended[place] = (text[: stop.start()], "stop", count)
+        elif over:
+            self.ended[place] = (text, "stop", count)
+        elif count >= self.limits[place]:
+            self.ended[place] = (text, "length", count)
+
+    @property
+    def found(self) -> list[tuple[str, str, int]]:
+        """Text, reason and tokens of each row."""
+        return [self.ended[place] for place in range(len(self.batch))]
+
+
+class TagToTextRemote(endpoints.RemoteSession):
+    """Servers that complete text with TIPO's weights."""
+
+    settings: TagToText
+
+    def __init__(self, settings: TagToText) -> None:
+        super().__init__(settings)
+        _check_servers(settings)
+
+    async def one(self, row: Row) -> Row:
+        """Caption a row; once more where the caption is wrong, until it is right or its attempts are used up."""
+        started = time.perf_counter()
+        tries = 1
+        while True:
+            attempt = row["attempt"] + tries - 1
+            asked = self.settings.ask(row, attempt)
+            reply = await self.post("/completions", self.settings.body(asked))
+            choice, usage = reply["choices"][0], reply.get("usage")
+            if not isinstance(raw := choice.get("text"), str):
+                raise endpoints.RemoteError("bad_reply", "the server replied without a text")
+            usage = usage if isinstance(usage, dict) else {}
+            reason = choice.get("finish_reason")
+            finish_reason = reason if reason in ("stop", "length") else None
+            answer = self.settings.answer(asked, raw, finish_reason=finish_reason, tries=tries)
+            if not answer.again:
+                return {
+                    **answer.columns,
+                    "request": digest(self.settings.asking(asked)),
+                    "attempt": attempt,
+                    "tokens_in": usage.get("prompt_tokens"),
+                    "tokens_out": usage.get("completion_tokens"),
+                    "seconds": time.perf_counter() - started,
+                }
+            tries += 1
+
+
+def _check_servers(settings: TagToText) -> None:
+    """Ask each server how it reads the markers and a prompt's start, where it can be asked (vLLM, llama.cpp)."""
+    import aiohttp
+
+    key = settings.key()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def tokens(http: aiohttp.ClientSession, url: str, text: str, *, special: bool) -> list[int] | None:
+        # vLLM's names and llama.cpp's, in one: each passes over what it does not know.
+        body = {"model": settings.model, "prompt": text, "add_special_tokens": special}
+        body |= {"content": text, "add_special": special, "parse_special": True}
+        with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            async with http.post(f"{url.removesuffix('/v1')}/tokenize", json=body, allow_redirects=False) as reply:
+                said = await reply.json(content_type=None) if reply.status == 200 else None
+                found = said.get("tokens") if isinstance(said, dict) else None
+                return found if isinstance(found, list) and found else None
+        return None
+
+    async def check(http: aiohttp.ClientSession, url: str) -> None:
+        bare, whole = [await tokens(http, url, "target:", special=special) for special in (False, True)]
+        if bare is None or whole is None:
+            print(
+                f"note: {url} does not say how it reads TIPO's markers, so nothing shows that it has a TIPO model",
+                file=sys.stderr,
+            )
+            return
+        for marker in tipo.MARKERS:
+            if len(found := await tokens(http, url, marker, special=False) or []) != 1:
+                raise _no_tipo(settings, marker, len(found), at=url)
+        if whole[1:] != bare or whole[0] in bare:
+            raise CutlineError(
+                f"{settings.called}: {url} reads a prompt with {len(whole) - len(bare)} tokens more than it has, where "
+                "TIPO has one, the start. See to it that the server adds the start token (llama.cpp: "
+                "--override-kv tokenizer.ggml.add_bos_token=bool:true)"
+            )
+
+    async def check_all() -> None:
+        timeout = aiohttp.ClientTimeout(total=min(endpoints.LOOK_SECONDS, settings.deadline))
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=False) as http:
+            await asyncio.gather(*(check(http, url) for url in settings.endpoints))
+
+    asyncio.run(check_all())
+
+
+def _check_markers(settings: TagToText, tokenizer: Any) -> None:
+    for marker in tipo.MARKERS:
+        tokens = tokenizer(marker, add_special_tokens=False).input_ids
+        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+            raise _no_tipo(settings, marker, len(tokens))
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise CutlineError(f"{settings.called}: the tokenizer of {settings.model} has no start or end token, as TIPO's has")
+
+
+def _no_tipo(settings: TagToText, marker: str, count: int, *, at: str = "") -> CutlineError:
+    read = f"is {count} tokens" if count != 1 else "is unknown"
+    return CutlineError(
+        f"{settings.called}: {at or settings.model} has no TIPO model: the marker {marker} {read} to it, where TIPO has "
+        f"one token for each of its 13 markers. Give one that is, such as {TagToText.base}"
+    )
+
+
+def _with_a_colon(tokenizer: Any) -> frozenset[int]:
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return frozenset(number for number, name in enumerate(names) if name and ":" in name)
+
+
+def _quality(given: Row) -> str:
+    columns = {
+        "fav_count": pa.array([given.get("fav_count")], pa.int64()),
+        "rating": pa.array([given.get("rating")], pa.string()),
+    }
+    return scores.find(QUALITY).words(columns)[0].as_py() or ""
+
+
+def _words(tags: Sequence[str]) -> list[str]:
+    return spaced(pa.array(list(tags), pa.string())).to_pylist()  # type: ignore[no-any-return]
+
+
+def _plain(tag: str) -> str:
+    return tag.strip().replace("_", " ").lower()
