@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Literal, Protocol
 
+from cutline.options import CutlineError
 from cutline.pictures import PictureError
 
 Row = dict[str, Any]
@@ -21,6 +22,10 @@ In: `key`, the columns of the pictures layer, `picture` (a `Picture`), `attempt`
 layer that the annotator reads a dict (or None) under the layer's name. Out: `key` and the columns of the layer that
 is written, or `key`, `error` and `detail`.
 """
+
+
+class Halt(CutlineError):
+    """Raised by a session that can answer no row at all any more: the run ends, and says this. What is done is kept."""
 
 
 class Session(Protocol):
@@ -45,8 +50,8 @@ class Annotator(Protocol):
     """The layer it fills unless `--as` says otherwise."""
     reads: ClassVar[tuple[str, ...]]
     """The layers it is given."""
-    workers: ClassVar[Literal["device", "core"]]
-    """One worker per device (models), or one per processor core (plain computation)."""
+    workers: ClassVar[Literal["device", "core", "one"]]
+    """One worker per device (models), one per processor core (plain computation), or one (servers)."""
 
     def load(self) -> Session:
         """Make the session: the only place where weights appear."""
