@@ -261,6 +261,16 @@ def test_a_model_stops_at_every_key_but_those_that_it_is_to_write() -> None:
     assert stopping(task="short_to_tag_to_long", short=SHORT, last="long") == {"long"}
 
 
+def test_the_end_is_where_something_begins_that_is_not_asked_for() -> None:
+    two = TipoPrompt("tag_to_short_to_long", tags=TAGS)
+    assert two.end(" One.\nlong: Two.\nOn it: three") is None
+    assert two.end(" One.\nlong: Two.\nlong: Three.") == len(" One.\nlong: Two.")
+    assert two.end(" One.\ntag: two") == len(" One.")
+    assert two.end(" One.\nlong: Two.", "short") == len(" One.")
+    assert TipoPrompt(tags=TAGS, gen_meta=True).end(" One.\nrating: safe\nrating: safe") == len(" One.\nrating: safe")
+    assert TipoPrompt(tags=TAGS).end(" One.\nlongest: two") is None
+
+
 def test_lengths_are_written_as_markers() -> None:
     for length in LENGTHS:
         assert f"<|{length}|>" in MARKERS

@@ -48,7 +48,9 @@ def save_tipo(
         eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    if says is not None:
+    if says is None:
+        _keep_to_words(model, tokenizer)
+    else:
         _teach(model, tokenizer, says)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -76,6 +78,13 @@ def _tokenizer(markers: Sequence[str]) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         extra_special_tokens=list(markers),
     )
+
+
+def _keep_to_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let a random model say words and the end, and hardly ever anything else."""
+    likely = tokenizer.convert_tokens_to_ids([*(f"\u2581{word}" for word in WORDS), ".", "</s>"])
+    unlikely = sorted(set(range(len(tokenizer))) - set(likely))
+    model.lm_head.weight.data[unlikely] = 0.0
 
 
 def _teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, says: Mapping[str, Sequence[str]]) -> None:

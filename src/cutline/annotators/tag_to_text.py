@@ -12,7 +12,6 @@ generator for each row, whatever batch it is in.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -201,7 +200,7 @@ class TagToText(local.Local, endpoints.Remote):
         tags = [*given.get("general", ()), *given.get("unsorted", ())]
         short = self._short_of(row)
         if not tags and not self._from_short:
-            raise RowError("no_tags", f"no layer of {', '.join(self.tags)} has general tags that could be written about")
+            raise RowError("no_tags", f"{', '.join(self.tags)}: no general tags that could be written about")
         if not short and self._from_short:
             raise RowError("no_short", f"{self.short} has no text for this picture")
         if self.task in ("short_to_long", "short_to_long_to_tag"):
@@ -311,7 +310,7 @@ class TagToText(local.Local, endpoints.Remote):
 
     @property
     def policies(self) -> Policies:
-        """What is done about a caption with something wrong. It has nothing but tags to go by, so it may not deny them."""
+        """What is done about a caption with something wrong. Made of tags alone, it may not deny them."""
         coverage = "again" if self.least_coverage else "keep"
         return Policies(count="again", coverage=coverage, tries=self.attempts, least_coverage=self.least_coverage)
 
@@ -435,7 +434,6 @@ class _Ending:
         self.batch = batch
         self.width = width
         self.limits = [min(session.settings.max_tokens, session.context - len(one.tokens)) for one in batch]
-        self.stops = [re.compile("|".join(map(re.escape, one.asked.prompt.stops("long")))) for one in batch]
         self.ended: dict[int, tuple[str, str, int]] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
@@ -454,8 +452,8 @@ class _Ending:
             return
         new = input_ids[place, self.width :].tolist()
         text = self.session.text(self.batch[place].tokens[-1], new[:-1] if over else new)
-        if stop := self.stops[place].search(text):
-            self.ended[place] = (text[: stop.start()], "stop", count)
+        if (end := self.batch[place].asked.prompt.end(text, "long")) is not None:
+            self.ended[place] = (text[:end], "stop", count)
         elif over:
             self.ended[place] = (text, "stop", count)
         elif count >= self.limits[place]:
@@ -553,14 +551,14 @@ def _check_markers(settings: TagToText, tokenizer: Any) -> None:
         if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
             raise _no_tipo(settings, marker, len(tokens))
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise CutlineError(f"{settings.called}: the tokenizer of {settings.model} has no start or end token, as TIPO's has")
+        raise CutlineError(f"{settings.called}: {settings.model} has no token for the start or the end, as TIPO has")
 
 
 def _no_tipo(settings: TagToText, marker: str, count: int, *, at: str = "") -> CutlineError:
     read = f"is {count} tokens" if count != 1 else "is unknown"
     return CutlineError(
-        f"{settings.called}: {at or settings.model} has no TIPO model: the marker {marker} {read} to it, where TIPO has "
-        f"one token for each of its 13 markers. Give one that is, such as {TagToText.base}"
+        f"{settings.called}: {at or settings.model} has no TIPO model: the marker {marker} {read} to it, where TIPO "
+        f"has one token for each of its 13 markers. Give one that is, such as {TagToText.base}"
     )
 
 

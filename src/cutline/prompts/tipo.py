@@ -49,6 +49,7 @@ FIELDS = ("tag", "short", "long")
 
 _KEYS = (*FIELDS, *METADATA, "target")
 _KEY = re.compile(f"({'|'.join(_KEYS)}):")
+_KEY_LINE = re.compile(f"\n{_KEY.pattern}")
 _RESERVED = (*MARKERS, "<s>", "</s>", "<unk>")
 
 SPECIAL = frozenset(
@@ -135,11 +136,27 @@ class TipoPrompt:
         Args:
             last: the last field that is wanted; by default all of the task's.
         """
-        to_come = self.order[self.order.index(self.opening) + 1 :]
-        if last:
-            to_come = to_come[: max(0, self.order.index(last) - self.order.index(self.opening))]
-        generated = METADATA if self.gen_meta else ()
-        return tuple(f"\n{key}:" for key in _KEYS if key not in (*to_come, *generated))
+        wanted = (*self._to_come(last), *(METADATA if self.gen_meta else ()))
+        return tuple(f"\n{key}:" for key in _KEYS if key not in wanted)
+
+    def end(self, completion: str, last: str = "") -> int | None:
+        """Where in a completion something begins that is not asked for, or that is there already; None if nowhere.
+
+        Args:
+            completion: what was written so far.
+            last: as for `stops`, which see less: they do not count.
+        """
+        wanted = {*self._to_come(last), *(METADATA if self.gen_meta else ())}
+        for line in _KEY_LINE.finditer(completion):
+            if line[1] not in wanted:
+                return line.start()
+            wanted.remove(line[1])
+        return None
+
+    def _to_come(self, last: str) -> tuple[str, ...]:
+        """The fields after the one that is open, up to `last`."""
+        end = self.order.index(last) + 1 if last else None
+        return self.order[self.order.index(self.opening) + 1 : end]
 
     def read(self, completion: str, *, finish_reason: str | None = None) -> Written:
         """Read what the model wrote after this prompt. Where it continued a field, the field is whole in the answer.
