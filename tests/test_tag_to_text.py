@@ -563,12 +563,57 @@ def test_a_server_that_cannot_be_asked_for_tokens_is_used_and_that_is_said(capsy
 # -- whole runs -----------------------------------------------------------------------------------------------
 
 
+CATEGORIES = ("general", "character", "copyright", "artist", "meta")
+
+
 def tagged(folder: Path, count: int = 6) -> Dataset:
-    """A dataset that a booru's table alone tells of: no picture file anywhere."""
+    """A dataset of which a booru's table alone tells: there is no picture file. The last one has no general tags."""
     folder.mkdir()
-    lines = ["id,rating,score,fav_count,image_width,image_height,tag_string_general,tag_string_character"]
-    lines += [f"{number},s,5,50,600,800,1girl long_hair smile,{'saber' if number % 2 else ''}" for number in range(count)]
-    lines += ["99,g,1,1,10,10,,"]
-    (folder / "posts.csv").write_text("\n".join(lines))
-    running.cutline("add", folder, "booru", "-o", f"path={folder / 'posts.csv'}")
+    lines = ["id,rating,score,image_width,image_height," + ",".join(f"tag_string_{name}" for name in CATEGORIES)]
+    lines += [f"{number},s,5,600,800,1girl long_hair rain,{'saber' * (number % 2)},,," for number in range(count)]
+    (folder.parent / "posts.csv").write_text("\n".join([*lines, "99,g,1,10,10,,saber,,,"]))
+    running.cutline("add", folder, folder.parent / "posts.csv")
     return Dataset(folder)
+
+
+def stored(dataset: Dataset) -> dict[str, Row]:
+    found = [row for batch in dataset.scan("captions/tipo", "checks/tipo") for row in batch.to_pylist()]
+    return {row["key"]: {**(row["captions/tipo"] or {}), "checks": row["checks/tipo"], "seconds": 0} for row in found}
+
+
+def test_a_run_writes_what_pictures_lack_and_needs_no_pictures(tmp_path: Path, tipo_folder: Path) -> None:
+    settings = TagToText(model=str(tipo_folder), max_tokens=24, batch_size=4, device="cpu")
+    whole, parts = tagged(tmp_path / "whole"), tagged(tmp_path / "parts")
+    report = annotate(Selection(whole, settings, "captions/tipo"))
+    assert (report.todo, report.errors) == (7, {"no_tags": 1})
+    for limit in (2, 3, None):
+        annotate(Selection(parts, settings, "captions/tipo", limit=limit))
+    assert annotate(Selection(parts, settings, "captions/tipo")).todo == 0
+    assert stored(parts) == stored(whole)
+    for key, row in stored(whole).items():
+        if key != "99":
+            assert row["raw"]
+            assert row["checks"]["findings"] is not None
+
+
+@pytest.mark.slow
+def test_from_tags_to_an_exported_sidecar(tmp_path: Path) -> None:
+    folder = tiny_tipo.save_tipo(tmp_path / "tipo", says=chain(*GIRL, ".", "<0x0A>", "tag") | {"tag": [":"]})
+    photos = tmp_path / "photos"
+    names = running.make_pictures(photos, 5)
+    for name in names[:4]:
+        (photos / name).with_suffix(".txt").write_text("long_hair, 1girl, smile")
+    running.cutline("add", photos, "-o", "sidecars=tags")
+    command = ("annotate", photos, "tag_to_text", "-o", f"model={folder}")
+    dry = json.loads(running.cutline(*command, "--dry-run").stdout.partition("\n")[2])
+    assert dry["request"]["prompt"].endswith("\ntag: 1girl, long hair, smile\nlong:")
+    assert dry["request"]["picture"] is None
+    done = running.cutline(*command, code=3)
+    assert "no_tags" in done.stderr
+    assert stored(Dataset(photos))[names[0]]["request"] == dry["hash"]
+    (tmp_path / "recipe.toml").write_text('[captions]\nfirst_of = ["captions/tipo"]\n')
+    running.cutline("export", photos, "sidecar", tmp_path / "out", "--recipe", tmp_path / "recipe.toml")
+    for name in names[:4]:
+        said = (tmp_path / "out" / name).with_suffix(".txt").read_text()
+        assert said == "A girl with long hair smiles."
+    assert len(list((tmp_path / "out").iterdir())) == 4

@@ -26,6 +26,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "blip": "cutline.annotators.blip:Blip",
         "echo": "cutline.annotators.echo:Echo",
         "facts": "cutline.annotators.facts:Facts",
+        "tag_to_text": "cutline.annotators.tag_to_text:TagToText",
     },
     "exports": {
         "kohya": "cutline.exports.kohya:Kohya",

@@ -26,9 +26,8 @@ from cutline import schemas
 from cutline.annotators import endpoints, local
 from cutline.annotators.prompted import Answer
 from cutline.annotators.session import Batched, Row, RowError, Session
-from cutline.checks.judge import judge
-from cutline.checks.layer import found_columns
-from cutline.checks.policies import Policies
+from cutline.checks import Policies, judge
+from cutline.checks.findings import checked
 from cutline.compose import scores
 from cutline.options import CutlineError, OptionError, digest, option
 from cutline.prompts import tipo
@@ -62,8 +61,6 @@ class Asked:
     prompt: tipo.TipoPrompt
     seed: int
     """For random draws: 0 to 2**63 - 1."""
-    tags: Row | None
-    """The tags that were given, by category."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ class TagToText(local.Local, endpoints.Remote):
             RowError: no_tags, no_short, or unfit_text (see `tipo.UnfitText`).
         """
         given = self._given(row)
-        tags = [*given.get("general", ()), *given.get("unsorted", ())]
+        tags = [*given["general"], *given["unsorted"]]
         short = self._short_of(row)
         if not tags and not self._from_short:
             raise RowError("no_tags", f"{', '.join(self.tags)}: no general tags that could be written about")
@@ -211,7 +208,7 @@ class TagToText(local.Local, endpoints.Remote):
         except tipo.UnfitText as error:
             raise RowError("unfit_text", str(error)) from None
         # Generators and servers take a signed number, so the hash loses its top bit.
-        return Asked(prompt, xxhash.xxh64_intdigest(seed.encode()) >> 1, given or None)
+        return Asked(prompt, xxhash.xxh64_intdigest(seed.encode()) >> 1)
 
     def _given(self, row: Row) -> Row:
         """The picture's tags that are not on the blacklist, and its numbers."""
@@ -221,7 +218,7 @@ class TagToText(local.Local, endpoints.Remote):
             name: [tag for tag in found.get(name) or () if tag and _plain(tag) not in unwanted]
             for name in schemas.TAG_CATEGORIES
         }
-        return {**found, **lists} if found else {}
+        return {**found, **lists}
 
     def _short_of(self, row: Row) -> str | None:
         said = row.get(self.short or "") or {}
@@ -233,7 +230,7 @@ class TagToText(local.Local, endpoints.Remote):
         known: dict[str, str] = {}
         for name in self.metadata:
             if name in lists:
-                known[name] = ", ".join(_words(given.get(lists[name]) or ()))
+                known[name] = ", ".join(_words(given[lists[name]]))
             elif name == "rating":
                 known[name] = RATINGS.get(given.get("rating") or "", "")
             elif name == "quality":
@@ -285,10 +282,11 @@ class TagToText(local.Local, endpoints.Remote):
             "repetition_penalty": PENALTY,
         }
 
-    def answer(self, asked: Asked, raw: str, *, finish_reason: str | None, tries: int = 1) -> Answer:
+    def answer(self, row: Row, asked: Asked, raw: str, *, finish_reason: str | None, tries: int = 1) -> Answer:
         """Make a caption of what TIPO wrote, and say what is wrong with it.
 
         Args:
+            row: the picture, and its rows in the layers that are read.
             asked: what `ask` gave.
             raw: what was written after the prompt.
             finish_reason: `stop`, or `length` where it was cut.
@@ -296,7 +294,13 @@ class TagToText(local.Local, endpoints.Remote):
         """
         written = asked.prompt.read(raw, finish_reason=finish_reason)
         cut = finish_reason if written.cut in ("long", None) else "stop"
-        judged = judge(written.get("long").strip(), policies=self.policies, finish_reason=cut, tags=asked.tags)
+        given = self._given(row)
+        judged = judge(
+            written.get("long"),
+            policies=self.policies,
+            finish_reason=cut,
+            tags={name: given[name] for name in schemas.TAG_CATEGORIES},
+        )
         texts = [judged.text] if judged.verdict != "rejected" else []
         columns = {
             "texts": texts,
@@ -304,7 +308,7 @@ class TagToText(local.Local, endpoints.Remote):
             "verdict": judged.verdict,
             "reason": judged.reason,
             "finish_reason": finish_reason,
-            "checks": found_columns(judged, texts),
+            "checks": checked(judged.findings, judged.coverage, texts),
         }
         return Answer(columns, judged.again and tries < self.attempts)
 
@@ -361,7 +365,7 @@ class TagToTextSession(Batched):
             for (row, one), (raw, finish_reason, count) in zip(todo, said, strict=True):
                 one.seconds += seconds
                 attempt = row["attempt"] + one.tries - 1
-                answer = self.settings.answer(one.asked, raw, finish_reason=finish_reason, tries=one.tries)
+                answer = self.settings.answer(row, one.asked, raw, finish_reason=finish_reason, tries=one.tries)
                 one.answer = {
                     **answer.columns,
                     "request": digest(self.settings.asking(one.asked)),
@@ -410,7 +414,7 @@ class TagToTextSession(Batched):
 
     def _probe(self) -> None:
         """Answer one row of the greatest length: as many tags as TIPO was given at most, and all of `max_tokens`."""
-        one = self._prepared(Asked(tipo.TipoPrompt(tags=["long hair"] * 72), 0, None))
+        one = self._prepared(Asked(tipo.TipoPrompt(tags=["long hair"] * 72), 0))
         self._run([one], min_new_tokens=self.settings.max_tokens)
 
     def text(self, before: int, new: list[int]) -> str:
@@ -488,7 +492,7 @@ class TagToTextRemote(endpoints.RemoteSession):
             usage = usage if isinstance(usage, dict) else {}
             reason = choice.get("finish_reason")
             finish_reason = reason if reason in ("stop", "length") else None
-            answer = self.settings.answer(asked, raw, finish_reason=finish_reason, tries=tries)
+            answer = self.settings.answer(row, asked, raw, finish_reason=finish_reason, tries=tries)
             if not answer.again:
                 return {
                     **answer.columns,
