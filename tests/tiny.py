@@ -51,13 +51,15 @@ PARTS = (
 """A chat template, as Qwen's is, that takes what is said as a list of parts; IMAGE is the place of a picture."""
 TEXT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'user' %}IMAGE{% endif %}"
-    "{{ message.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{{ message.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """One, as JoyCaption's is, that takes what is said as a text and puts the picture in by itself."""
 
 _WORDS = (
     *WORDS,
-    *"picture this in a few plain sentences describe system user assistant caption en cat dog sky".split(),
+    *("picture", "this", "in", "a", "few", "plain", "sentences", "describe", "system", "user", "assistant", "caption"),
+    *("en", "cat", "dog", "sky"),
 )
 _SIGNS = (
     *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -167,6 +169,7 @@ def save_paligemma(folder: Path, *, seed: int = 0) -> Path:
         image_token_index=tokenizer.image_token_id,
         projection_dim=64,
         hidden_size=64,
+        tie_word_embeddings=False,
     )
     return _save(transformers.PaliGemmaForConditionalGeneration, config, folder, seed)
 
@@ -191,8 +194,54 @@ def save_gemma3(folder: Path, *, template: str = PARTS, seed: int = 0) -> Path:
         eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
         image_token_index=tokenizer.image_token_id,
         initializer_range=0.2,
+        tie_word_embeddings=False,
     )
     return _save(transformers.Gemma3ForConditionalGeneration, config, folder, seed)
+
+
+def save_florence2(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random Florence-2 (a DaViT of two stages before a BART), and its processor."""
+    transformers = _quiet()
+    tokenizer = new_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<loc_{place}>" for place in range(4)]})
+    pillow: Any = import_module("transformers.models.clip.image_processing_pil_clip")
+    images = pillow.CLIPImageProcessorPil(
+        do_center_crop=False,
+        size={"height": 48, "width": 48},
+        image_seq_length=37,  # 6 x 6 patches and their mean
+    )
+    transformers.Florence2Processor(images, tokenizer).save_pretrained(folder)
+    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    config = transformers.Florence2Config(
+        vision_config=transformers.Florence2VisionConfig(
+            depths=(1, 1),
+            embed_dim=(32, 64),
+            num_heads=(2, 4),
+            num_groups=(2, 4),
+            patch_size=(7, 3),
+            patch_stride=(4, 2),
+            patch_padding=(3, 1),
+            patch_prenorm=(False, True),
+            window_size=6,
+            projection_dim=64,
+            max_position_embeddings=16,
+        ),
+        text_config=transformers.BartConfig(
+            **sizes,
+            **_signs(tokenizer),
+            vocab_size=len(tokenizer),
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            max_position_embeddings=256,
+            init_std=0.3,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            forced_bos_token_id=tokenizer.bos_token_id,
+            tie_word_embeddings=False,
+        ),
+        image_token_id=tokenizer.image_token_id,
+        tie_word_embeddings=False,
+    )
+    return _save(transformers.Florence2ForConditionalGeneration, config, folder, seed)
 
 
 def new_tokenizer(*, image: str = "<image>", **signs: str) -> Any:
@@ -210,7 +259,7 @@ def new_tokenizer(*, image: str = "<image>", **signs: str) -> Any:
         eos_token="</s>",
         extra_special_tokens={"image_token": image, **signs},
     )
-    made.add_tokens([sign for sign in ("<image>", *_SIGNS)], special_tokens=True)
+    made.add_tokens(["<image>", *_SIGNS], special_tokens=True)
     return made
 
 

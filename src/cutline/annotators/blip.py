@@ -26,6 +26,8 @@ from cutline.annotators.local import (
     not_installed,
 )
 from cutline.annotators.session import Batched, Row
+from cutline.checks.findings import checked
+from cutline.checks.judging import Policies, judge
 from cutline.options import CutlineError, OptionError, digest, option
 from cutline.pictures import decode
 
@@ -151,14 +153,19 @@ class BlipSession(Batched):
         if stopped:
             said = said[: said.index(self.end)]
         raw = self.tokenizer.decode([*self.prompt[1:], *said], skip_special_tokens=True)
-        empty = not self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        finish_reason = "stop" if stopped else "length"
+        # A prompt alone is no caption.
+        nothing = not self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        judged = judge("" if nothing else raw, policies=Policies(tries=1), finish_reason=finish_reason)
+        texts = [judged.text] if judged.text else []
         return {
-            "texts": [] if empty else [raw.strip()],
+            "texts": texts,
             "raw": raw,
-            "verdict": "rejected" if empty else "good",
-            "reason": "empty" if empty else None,
+            "verdict": judged.verdict,
+            "reason": judged.reason,
+            "checks": checked(judged.findings, judged.coverage, texts),
             "request": digest(self.settings.request(row)),
-            "finish_reason": "stop" if stopped else "length",
+            "finish_reason": finish_reason,
             "tokens_in": len(self.prompt),
             "tokens_out": len(said) + stopped,
             "seconds": seconds,

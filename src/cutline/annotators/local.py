@@ -12,6 +12,8 @@ Code that comes with a model is never run.
 from __future__ import annotations
 
 import json
+import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +23,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from cutline.options import CutlineError, OptionError, option
+from cutline.annotators.session import Batched, Row
+from cutline.options import CutlineError, OptionError, digest, option
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+    from cutline.annotators.prompted import Asked
 
 AGAIN = 0.7
 """The temperature at which a row is asked once more where its settings search: another seed is to give other words."""
@@ -207,6 +213,91 @@ def drawing(sampling: Mapping[str, Any] | None, seeds: Sequence[int | str]) -> l
     return [*made, Draw(seeds)]
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model said to one row."""
+
+    text: str
+    finish_reason: str
+    """`stop`, or `length` where it was cut."""
+    tokens_in: int
+    tokens_out: int
+
+
+class LocalSession(Batched):
+    """A session of settings that are `Prompted`, `Local` and `Search`: a subclass says what the model says, with `say`.
+
+    A row whose answer is to be made again is asked again within its batch, together with the others of that kind.
+    """
+
+    settings: Any
+
+    def say(self, asked: list[Asked], pictures: list[Image.Image], attempt: int) -> list[Said]:
+        """Ask about these pictures, searching or drawing words as `Search` has it for this attempt."""
+        raise NotImplementedError
+
+    def prepare(self, row: Row) -> Image.Image:
+        """Decode a picture to RGB on white. Raises RowError where there is nothing that could be asked about it."""
+        self.settings.ask(row, row.get("attempt") or 1)
+        return row["picture"].decode()  # type: ignore[no-any-return]
+
+    def batch(self, rows: list[Row], prepared: list[Image.Image]) -> list[Row]:
+        """Ask about a batch, and again where the prompt's policies say so."""
+        answers: list[Row] = [{} for _ in rows]
+        seconds = [0.0] * len(rows)
+        attempts = [row.get("attempt") or 1 for row in rows]
+        todo, tries = list(range(len(rows))), 1
+        while todo:
+            again = []
+            # Rows that come for the first time are searched while others are drawn, which takes two batches.
+            for drawn in (False, True):
+                places = [place for place in todo if bool(self.settings.sampling(attempts[place])) == drawn]
+                if not places:
+                    continue
+                started = time.perf_counter()
+                asked = [self.settings.ask(rows[place], attempts[place]) for place in places]
+                found = self.say(asked, [prepared[place] for place in places], attempts[places[0]])
+                share = (time.perf_counter() - started) / len(places)
+                for place, question, said in zip(places, asked, found, strict=True):
+                    row = {**rows[place], "attempt": attempts[place]}
+                    seconds[place] += share
+                    answer = self.settings.answer(
+                        row, question, said.text, finish_reason=said.finish_reason, tries=tries
+                    )
+                    if answer.again:
+                        again.append(place)
+                        attempts[place] += 1
+                        continue
+                    answers[place] = {
+                        **answer.columns,
+                        "attempt": row["attempt"],
+                        "request": digest(self.settings.request(row)),
+                        "tokens_in": said.tokens_in,
+                        "tokens_out": said.tokens_out,
+                        "seconds": seconds[place],
+                    }
+            todo, tries = again, tries + 1
+        return answers
+
+    def drawing(self, asked: list[Asked], attempt: int) -> list[Any]:
+        """The logits processors by which words are drawn in this attempt, if they are."""
+        return drawing(self.settings.sampling(attempt), [one.seed for one in asked])
+
+
+def read_tokens(tokenizer: Any, new: list[int], ends: set[int], tokens_in: int) -> Said:
+    """The text of new tokens, up to the first of those that end it, without the tokenizer's signs."""
+    end = next((place for place, token in enumerate(new) if token in ends), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    return Said(text, "length" if end is None else "stop", tokens_in, len(new) if end is None else end + 1)
+
+
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text."""
+    found = model.generation_config.eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    return set(found) if isinstance(found, list) else {found}
+
+
 def find_libraries(settings: Local) -> Any:
     """The module transformers, quiet. Raises CutlineError where it, or what the settings need beside it, is lacking."""
     try:
@@ -222,6 +313,7 @@ def find_libraries(settings: Local) -> Any:
             f"{settings.called}: quantize={settings.quantize} needs bitsandbytes: pip install 'cutline[quant]'"
         )
     if settings.quantize:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each multiplication
         try:
             import_module("bitsandbytes")
         except Exception as error:  # it loads libraries of its own, which may fail in many ways
@@ -263,6 +355,16 @@ def find_device(settings: Local) -> torch.device:
 def load_config(settings: Local, *types: str) -> Any:
     """The model's configuration. Raises CutlineError where there is none, or it is of none of these `types`."""
     transformers = find_libraries(settings)
+    with _loading(settings):
+        said, _ = transformers.PreTrainedConfig.get_config_dict(_name(settings), **_where(settings))
+        if not said:
+            raise OSError("there is no config.json in it.")
+    kind = said.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise CutlineError(
+            f"{settings.called}: {settings.model} is a model of type '{kind}', for which transformers has no class of "
+            "its own, and code that comes with a model is not run. A server may run it: see the annotator server"
+        )
     config = load_part(settings, transformers.AutoConfig)
     if types and config.model_type not in types:
         raise CutlineError(
@@ -316,10 +418,17 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
             f"{settings.called}: {settings.model} is no whole {type(model).__name__}: {len(missing)} weights are "
             f"missing, such as {missing[0]}. Give another -o model=…"
         )
+    if settings.quantize == "nf4" and device.type == "cpu":
+        for part in model.modules():
+            # The quick way of bitsandbytes 0.50 on processors with AVX512 fails on weights of such shapes.
+            if hasattr(part, "support_avx512bf16_for_cpu") and (part.in_features % 64 or part.out_features % 32):
+                part.support_avx512bf16_for_cpu = False
     if settings.adapter:
         model = _adapt(settings, model)
     if merged:
         model = model.merge_and_unload().to(device=device, dtype=dtype)
+    # What is not said in the request is not to come from a file beside the model.
+    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     return model.eval()
 
 

@@ -49,7 +49,9 @@ class Policies:
         if self.empty == "keep":
             raise OptionError("checks: empty='keep' cannot be done: what is empty is never good. It is again or reject")
         if self.structure in ("keep", "trim"):
-            raise OptionError(f"checks: structure={self.structure!r} cannot be done: there is no caption. It is again or reject")
+            raise OptionError(
+                f"checks: structure={self.structure!r} cannot be done: there is no caption. It is again or reject"
+            )
         if self.tries < 1:
             raise OptionError(f"checks: tries={self.tries}: a picture is asked about once or more")
         if not 0 <= self.least_coverage <= 1:
