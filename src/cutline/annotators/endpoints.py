@@ -234,7 +234,8 @@ class _Endpoint:
 
     def refused(self, after: float | None, started: float, now: float, longest: float) -> None:
         """It is busy."""
-        self.refusals += 1
+        if started >= self.cut_at:  # those that were refused together count once
+            self.refusals += 1
         pause = _backoff(self.refusals) if after is None else after
         self.paused_until = max(self.paused_until, now + min(pause, longest))
         self._cut(0.5, started, now)
@@ -599,6 +600,8 @@ class _Stream:
             asyncio.run(self._serve())
         except asyncio.CancelledError:
             pass
+        except BaseExceptionGroup as group:  # of the tasks; the first one cancelled the others
+            self.answers.put(group.exceptions[0])
         except BaseException as error:
             self.answers.put(error)
         finally:
