@@ -409,6 +409,7 @@ def test_any_changes_between_runs(seed: int) -> None:
         ("path", "", {"a.b.png", "trip/7866720.png", "trip/x.PNG"}),
         ("path", "danbooru/", {"danbooru/a.b.png", "danbooru/trip/7866720.png", "danbooru/trip/x.PNG"}),
         ("stem", "", {"a.b", "7866720", "x"}),
+        ("stem", 'é"\\\x7f', {'é"\\\x7fa.b', 'é"\\\x7f7866720', 'é"\\\x7fx'}),
         (r"(\d+)\.png$", "danbooru/", {"danbooru/7866720", "a.b.png", "trip/x.PNG"}),
         (r"[a-z.]+$", "", {"a.b.png", ".png", "x.PNG", "trip/x.PNG"}),
     ],

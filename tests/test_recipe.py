@@ -582,3 +582,9 @@ def test_default_recipe_guesses_nothing() -> None:
         default_recipe(["captions/a", "captions/human", "captions/b", "tags/x"])
     pasted = parse(str(refusal.value).partition("\n\n")[2])
     assert pasted.layers == ("captions/human", "captions/a", "captions/b", "tags/x")
+
+
+def test_a_recipe_that_nests_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"deep\.toml is not TOML"):
+        Recipe.from_toml(tmp_path / "deep.toml")

@@ -103,6 +103,10 @@ class Layer:
             )
         return LayerWriter(self)
 
+    def amend(self) -> LayerWriter:
+        """Open the layer for rows that mend some of those it has, whoever wrote them."""
+        return LayerWriter(self)
+
     def check(self, annotator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Raise IdentityError where `write` would, and write nothing. Returns what `layer.json` has to say."""
         wanted: dict[str, Any] = {"annotator": annotator, "settings": dict(settings)}

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
     Args:
         plugin: a frozen dataclass whose fields are options.
         values: text or values by name.
-        name: what it is called in errors; by default as the class.
+        name: what it is called in errors; by default as the registry does.
 
     Raises:
         OptionError: naming the option, what is wrong with it and what would be right.
@@ -55,7 +56,7 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     fields = {field.name: field for field in dataclasses.fields(plugin) if field.init}  # type: ignore[arg-type]
-    name = name or plugin.__name__.lower()
+    name = name or called(plugin)
     for key in values:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none"
@@ -86,6 +87,11 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
         raise OptionError(f"{name} needs option {missing[0]}: -o {missing[0]}=…") from None
 
 
+def called(plugin: type) -> str:
+    """What a plug-in is called: its class's name as the registry writes it, `ImageText` as `image_text`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plugin.__name__).lower()
+
+
 def _hints(plugin: type) -> dict[str, Any]:
     import typing
 
@@ -112,7 +118,11 @@ def settings(plugin: Any) -> dict[str, Any]:
 
 
 def identity(plugin: Any) -> dict[str, Any]:
-    """The settings that can change what a row says, with local models replaced by the hash of their files."""
+    """The settings that can change what a row says, with local models replaced by the hash of their files.
+
+    A plug-in that knows more of itself than its fields say (what a preset that one of them names holds) has a method
+    `identify(found) -> found`.
+    """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(plugin):
         if not field.init or not field.metadata.get("identity", True):
@@ -122,7 +132,7 @@ def identity(plugin: Any) -> dict[str, Any]:
             found[field.name] = {"files": hash_files(Path(value).expanduser())}
         else:
             found[field.name] = _plain(value)
-    return found
+    return plugin.identify(found) if hasattr(plugin, "identify") else found
 
 
 def canonical(value: Mapping[str, Any]) -> str:

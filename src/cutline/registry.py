@@ -26,6 +26,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "blip": "cutline.annotators.blip:Blip",
         "echo": "cutline.annotators.echo:Echo",
         "facts": "cutline.annotators.facts:Facts",
+        "server": "cutline.annotators.server:Server",
     },
     "exports": {
         "kohya": "cutline.exports.kohya:Kohya",

@@ -84,6 +84,11 @@ def parents(lists: pa.ListArray) -> Numbers:
     return np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0))
 
 
+def starts(rows: Numbers, count: int) -> Numbers:
+    """The other way round: where each of `count` lists begins among values whose `parents` rise, and where all end."""
+    return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
+
+
 def _without_empty(tags: pa.ListArray) -> pa.ListArray:
     return pa.array([row and [tag for tag in row if tag] for row in tags.to_pylist()], pa.list_(pa.string()))
 
@@ -186,7 +191,7 @@ class TagRows:
         for name in names:
             mine = np.flatnonzero(self.columns == schemas.TAG_CATEGORIES.index(name))
             mine = mine[np.argsort(self.rows[mine], kind="stable")]
-            offsets = np.concatenate([[0], np.cumsum(np.bincount(self.rows[mine], minlength=self.count))])
+            offsets = starts(self.rows[mine], self.count)
             values = self.names.take(pa.array(self.codes[mine]))
             found[name] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
         return found

@@ -66,9 +66,26 @@ class Template:
         text, written = _fill(self.parts, columns, length)
         return pc.if_else(reduce(pc.or_, written.values()), text, None) if written else text
 
+    def say(self, values: Mapping[str, str | None]) -> str:
+        """The text for one row, whether or not anything fills its gaps; an empty value is as good as none."""
+        return "".join(_say(self.parts, values))
+
     def written(self, columns: Mapping[str, pa.StringArray], length: int) -> dict[str, pa.BooleanArray]:
         """For each name, in which rows it is written and not empty."""
         return _fill(self.parts, columns, length)[1]
+
+
+def _say(parts: tuple[_Part, ...], values: Mapping[str, str | None]) -> Iterator[str]:
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, _Gap):
+            yield values[part.name] or ""
+        else:
+            for piece in part.pieces:
+                if all(values[gap.name] for gap in piece if isinstance(gap, _Gap)):
+                    yield from _say(piece, values)
+                    break
 
 
 def _fill(

@@ -1,8 +1,13 @@
-"""TOML files: those that come with Cutline, by name (`presets/<kind>/<name>.toml`), and people's own, by path."""
+"""TOML files: those that come with Cutline, by name (`presets/<kind>/<name>.toml`), and people's own, by path.
+
+What Cutline writes as TOML is written here, too, value by value.
+"""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,15 +15,27 @@ from typing import Any
 from cutline.options import CutlineError, OptionError
 
 
+def kinds() -> list[str]:
+    """What there are presets of: `prompts`, `recipes` …, sorted."""
+    return sorted(entry.name for entry in (files("cutline") / "presets").iterdir() if entry.is_dir())
+
+
 def presets(kind: str) -> list[str]:
-    """The names of the presets of a kind (`recipes`, `scores`, `booru`, `cleaning`, `trainers`), sorted."""
+    """The names of the presets of a kind, sorted."""
     folder = files("cutline") / "presets" / kind
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def text(kind: str, name: str) -> str:
+    """A preset as it is written. Raises OptionError, naming those that there are."""
+    if name not in (known := presets(kind)):
+        raise OptionError(f"there is no '{name}' among {kind}. There are: {', '.join(known)}")
+    return (files("cutline") / "presets" / kind / f"{name}.toml").read_text("utf-8")
+
+
 def preset(kind: str, name: str) -> dict[str, Any]:
     """What a preset says. The name must be one of `presets(kind)`."""
-    return tomllib.loads((files("cutline") / "presets" / kind / f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(text(kind, name))
 
 
 def read(path: str | Path, what: str) -> dict[str, Any]:
@@ -28,7 +45,7 @@ def read(path: str | Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8-sig"))  # Notepad writes a byte-order mark
     except OSError as error:
         raise CutlineError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CutlineError(f"{path} is not TOML: {error}") from None
 
 
@@ -40,3 +57,21 @@ def find(kind: str, name: str, what: str) -> dict[str, Any]:
     if Path(name).suffix.lower() == ".toml":
         return read(name, what)
     raise OptionError(f"no {what} is called '{name}'. There are: {', '.join(known)}; or name a TOML file")
+
+
+def lines(table: Mapping[str, Any]) -> list[str]:
+    """Each key of a table with its value, as TOML writes them."""
+    return [f"{_key(name)} = {value(said)}" for name, said in table.items()]
+
+
+def value(said: Any) -> str:
+    """A string, number, truth value, list or mapping as TOML writes it, on one line."""
+    if isinstance(said, Mapping):
+        return "{ " + ", ".join(lines(said)) + " }"
+    if isinstance(said, list):
+        return "[" + ", ".join(map(value, said)) + "]"
+    return json.dumps(said, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").isalnum() and name.isascii() else value(name)

@@ -20,12 +20,21 @@ Row = dict[str, Any]
 
 In: `key`, the columns of the pictures layer, `picture` (a `Picture`), `attempt` (1 for the first try), and for each
 layer that the annotator reads a dict (or None) under the layer's name. Out: `key` and the columns of the layer that
-is written, or `key`, `error` and `detail`.
+is written, and under `checks` what was found wrong with a caption; or `key`, `error` and `detail`. An `attempt` that is
+not said is the one that came in.
 """
 
 
 class Halt(CutlineError):
     """Raised by a session that can answer no row at all any more: the run ends, and says this. What is done is kept."""
+
+
+class RowError(CutlineError):
+    """What could not be done for one row, and the typed `reason`, which becomes its `error`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class Session(Protocol):
@@ -43,13 +52,18 @@ class Annotator(Protocol):
     (their `picture` is None).
 
     A `device` field that says "auto" is replaced by the worker's device ("cpu", "cuda:0", "mps"). A method
-    `request(row) -> dict`, where there is one, renders what would be asked, for `--dry-run`.
+    `request(row) -> dict`, where there is one, renders what would be asked, for `--dry-run`. A method
+    `fit(layers) -> Annotator` is told the layers that there are before a run, and may choose among them.
     """
 
     writes: ClassVar[str]
     """The layer it fills unless `--as` says otherwise."""
-    reads: ClassVar[tuple[str, ...]]
-    """The layers it is given."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The layers it is given."""
+        ...
+
     workers: ClassVar[Literal["device", "core", "one"]]
     """One worker per device (models), one per processor core (plain computation), or one (servers)."""
 
@@ -126,7 +140,7 @@ class Batched:
 
 def failure(key: str, error: BaseException) -> Row:
     """The row of a picture that could not be done: a typed `error` and its `detail`."""
-    if isinstance(error, PictureError):
+    if isinstance(error, (PictureError, RowError)):
         return {"key": key, "error": error.reason, "detail": str(error)}
     if _out_of_memory(error):
         return {"key": key, "error": "out_of_memory", "detail": str(error).partition("\n")[0]}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from cutline.cli.common import (
     say,
     unreadable_query,
 )
+
+if TYPE_CHECKING:
+    from cutline.engine.selection import Selection
 
 
 def run(
@@ -33,6 +37,9 @@ def run(
     limit: Annotated[int | None, typer.Option(min=0, help="At most this many pictures.")] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only shard I (from 0) of N.")] = "",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per device or core by default.")] = None,
+    reparse: Annotated[
+        bool, typer.Option("--reparse", help="Read again what the model said, without the model.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; show the first request.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="One line of JSON per event.")] = False,
 ) -> None:
@@ -58,6 +65,11 @@ def run(
     selection = Selection(
         opened, made, layer or plugin.writes, where, retry, limit, Shard.parse(shard) if shard else None
     )
+    if reparse:
+        if retry or workers:
+            raise settings.OptionError(f"--{'retry' if retry else 'workers'} has no effect with --reparse")
+        _reparse(selection, dry_run, log_json)
+        return
     if dry_run:
         selection.check()
         found = {"layer": selection.layer, "todo": selection.count(), "first": selection.first_request()}
@@ -89,6 +101,11 @@ def run(
             f"interrupted; {report.done:,} of {report.todo:,} are done and kept. To go on, give the same command again."
         )
         raise typer.Exit(INTERRUPTED)
+    if report.rejected:
+        say(
+            f"{report.rejected:,} rejected ({counted(report.reasons)}): their words are kept apart, as raw. "
+            f"To ask again: {again} --retry rejected"
+        )
     if report.failed:
         say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
     if unreadable:
@@ -105,6 +122,21 @@ def run(
         say(f"{left - report.failed:,} failed in earlier runs. To try them again: {again} --retry errors")
     if left or report.failed or unreadable:
         raise typer.Exit(DONE_IN_PART)
+
+
+def _reparse(selection: Selection, dry_run: bool, log_json: bool) -> None:
+    from cutline.engine.reparse import reparse
+
+    report = reparse(selection, dry_run=dry_run)
+    if log_json:
+        print_json({"event": "reparse", **asdict(report)})
+        return
+    counts = {name: getattr(report, name) for name in ("good", "repaired", "rejected")}
+    would = "would change" if dry_run else "changed"
+    changed = f" ({counted(counts)})" if report.changed else ""
+    print(f"{selection.layer}: {report.read:,} answers read again, {report.changed:,} {would}{changed}")
+    if report.reasons:
+        say(f"rejected: {counted(report.reasons)}")
 
 
 class _events:

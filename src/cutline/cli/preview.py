@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutline.cli.common import DONE_IN_PART, AsJson, print_json, say, visible
-from cutline.options import OptionError, option
+from cutline.options import CutlineError, OptionError, option
 from cutline.preview import several
 
 if TYPE_CHECKING:
@@ -26,16 +26,10 @@ _RESOLUTIONS = {"sd1": "512,512", "sd2": "768,768"}  # what these models were tr
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """How a training run will be started, as far as what is wrong with its files depends on it."""
+class Resolution:
+    """The size of a training run's pictures."""
 
-    cache_text: bool = option(False, "it will have --cache_text_encoder_outputs")
-    cache_latents: bool = option(False, "it will have --cache_latents")
-    workers: int = option(1, "its --max_data_loader_n_workers")
-    max_token_length: int | None = option(None, "its --max_token_length")
     resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
-
-    caption_extension: str = option("", "of a folder: its --caption_extension; .caption where it does not say")
 
     def __post_init__(self) -> None:
         if len(self.resolution) > 2 or min(self.resolution, default=1) < 1:
@@ -49,10 +43,20 @@ class TrainingRun:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TrainingRun(Resolution):
+    """How a training run will be started, as far as what is wrong with its files depends on it."""
+
+    cache_text: bool = option(False, "it will have --cache_text_encoder_outputs")
+    cache_latents: bool = option(False, "it will have --cache_latents")
+    workers: int = option(1, "its --max_data_loader_n_workers")
+    max_token_length: int | None = option(None, "its --max_token_length")
+    caption_extension: str = option("", "of a folder: its --caption_extension; .caption where it does not say")
+
+
+@dataclass(frozen=True)
+class Sizes(Resolution):
     """How a trainer sorts the pictures of a dataset by size."""
 
-    resolution: tuple[int, ...] = option((), "its --resolution in pixels: width,height, or one number for both")
     max_bucket_reso: int = option(1024, "its --max_bucket_reso: pixels of a bucket's side, at most")
     bucket_no_upscale: bool = option(False, "it will have --bucket_no_upscale")
 
@@ -128,8 +132,9 @@ def run(
         asked = {field.name: given.pop(field.name) for field in fields(Sizes) if field.name in given}
         of_model = _RESOLUTIONS.get((trainer or _TRAINER).partition("-")[2], "1024,1024")
         training = settings.fill(Sizes, {"resolution": of_model, **asked}, name="preview")
-        size = TrainingRun(resolution=training.resolution).size or (1024, 1024)
-        sizes = Buckets(size, max_size=training.max_bucket_reso, no_upscale=training.bucket_no_upscale)
+        sizes = Buckets(
+            training.size or (1024, 1024), max_size=training.max_bucket_reso, no_upscale=training.bucket_no_upscale
+        )
         chosen = find_trainer(trainer or _TRAINER, **given)
         words = find_recipe(opened, recipe)
         found = survey(
@@ -176,14 +181,15 @@ def _csv(path: Path) -> Iterator[Callable[[str, tuple[int, int], tuple[int, int]
 
 def _refuse_recipe(path: Path) -> None:
     """Raise OptionError for a recipe, which people may give for a config."""
-    import tomllib
+    from cutline import toml_files
+    from cutline.compose.recipe import TABLES
 
     if path.suffix == ".toml" and path.is_file():
         try:
-            tables = set(tomllib.loads(path.read_text("utf-8-sig")))
-        except ValueError:
-            return
-        if tables and tables <= {"captions", "tags", "words", "latents", "text", "outputs"}:
+            tables = {*toml_files.read(path.absolute(), "dataset config")}  # its name may begin with ~
+        except CutlineError:
+            return  # the one that reads it as a config says why it cannot
+        if tables and tables <= {*TABLES}:
             raise OptionError(
                 f"{path} is a recipe. What it makes of a dataset: cutline preview DATASET --recipe {path}"
             )

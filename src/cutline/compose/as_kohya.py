@@ -26,7 +26,7 @@ from cutline.compose.caption_texts import candidates
 from cutline.compose.columns import join
 from cutline.compose.made import Draw, Made
 from cutline.compose.recipe import Recipe, Text
-from cutline.compose.tag_lists import TagLists, kept, tag_lists
+from cutline.compose.tag_lists import TagLists, kept
 
 KEEP = "|||"
 """The keep_tokens_separator."""
@@ -86,9 +86,11 @@ class AsKohya:
             return texts, misread(texts)
         if not len(made.batch):
             return pa.array([], pa.string()), []
-        still = Made(self._still, made.batch, 0, 0)
-        tags = self._places(still) if self._moving else None
-        found = [self._line(still, tags, *branch) for branch in self._branches(still)]
+        still = Made(self.recipe.still, made.batch, 0, 0)
+        places = None
+        if self._moving:
+            places = _Places(still.tag_lists, ~kept(self.recipe, still.tag_lists), self._separator)
+        found = [self._line(still, places, *branch) for branch in self._branches(still)]
         if self._lines:
             return self._several(found)
         (line,) = found
@@ -99,31 +101,22 @@ class AsKohya:
         return self.recipe.text_of(self.output)
 
     @cached_property
-    def _still(self) -> Recipe:
-        return self.recipe.still
-
-    @cached_property
     def _moving(self) -> bool:
         """Whether the trainer is to shuffle or drop tags."""
         tags = self.recipe.tags
-        return bool(tags.shuffle or tags.dropout) and any(map(_is_tags, self._used))
+        return bool(tags.shuffle or tags.dropout) and any(map(_is_tags, self._text.parts))
 
     @cached_property
     def _lines(self) -> bool:
         """Whether the trainer is to draw lines or wildcards."""
         captions = self.recipe.captions
         drawn = captions.texts == "draw" or captions.line_breaks == "draw" or captions.dropout > 0
-        return (drawn and "caption" in self._used) or len(self._text.orders) > 1 or self._text.wildcards
-
-    @cached_property
-    def _used(self) -> tuple[str, ...]:
-        text = self._text
-        return text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
+        return (drawn and "caption" in self._text.parts) or len(self._text.orders) > 1 or self._text.wildcards
 
     @cached_property
     def _separator(self) -> str:
         """What the trainer splits at: a comma, unless there are sentences, whose commas are no borders."""
-        plain = all(map(_is_tags, self._used))
+        plain = all(map(_is_tags, self._text.parts))
         ends = (self._text.prefix, self._text.suffix)
         return "," if plain and not self._text.template and all(_tidy(end, ",") for end in ends) else ";;;"
 
@@ -143,7 +136,7 @@ class AsKohya:
                 yield "it drops tags after the template was filled, so that all may be gone where a condition saw some"
             if tags.dropout and len(text.orders) > 1:
                 yield "it drops tags after it has drawn the order, so that all may be gone of one that has only tags"
-        if self._lines and "caption" in self._used:
+        if self._lines and "caption" in self._text.parts:
             if captions.all_of and "draw" in (captions.texts, captions.line_breaks):
                 yield "captions that are drawn in each of all_of"
             if captions.dropout and not _fine([Fraction(str(captions.dropout)), 1 - Fraction(str(captions.dropout))]):
@@ -164,12 +157,9 @@ class AsKohya:
         """Whether the tags that may move stand in one place of each order."""
         said = self.recipe.tags
         if isinstance(said.keep, int):
-            return all(part in ("tags", "caption") or part in self.recipe.words for part in self._used)
+            return all(part in ("tags", "caption") or part in self.recipe.words for part in self._text.parts)
         free = [f"tags.{name}" for name in said.order if name not in said.keep]
-        return all(sum(part in free for part in order) <= 1 for order in self._text.orders or (self._used,))
-
-    def _places(self, still: Made) -> _Places:
-        return _Places.of(self.recipe, tag_lists(self._still, still.batch, still.draws), self._separator)
+        return all(sum(part in free for part in order) <= 1 for order in self._text.orders or (self._text.parts,))
 
     def _branches(self, still: Made) -> Iterator[tuple[pa.StringArray | None, tuple[str, ...], Sequence[Fraction]]]:
         """Each text that a picture may have: its caption, its order, and of each row how likely it is."""
@@ -197,7 +187,7 @@ class AsKohya:
     def _captions(self, still: Made) -> Iterator[tuple[pa.StringArray | None, Sequence[Fraction]]]:
         """Each caption that a picture may have, and of each row how likely it is."""
         count = len(still.batch)
-        if "caption" not in self._used:
+        if "caption" not in self._text.parts:
             yield None, [Fraction(1)] * count
             return
         if not self._lines:
@@ -217,7 +207,7 @@ class AsKohya:
         """One text of each row as a line of its entry."""
         text, batch = self._text, still.batch
         reasons = [""] * len(batch)
-        made = Made(self._still, batch, 0, 0)
+        made = Made(still.recipe, batch, 0, 0)
         text = replace(text, order=order, either=(), weights=(), wildcards=False, dropout=0.0)
         if caption is not None:
             if self._lines:
@@ -227,7 +217,7 @@ class AsKohya:
                 reasons = [reason for _, reason in said]
             made.give("caption", caption)
         if self._lines:
-            for part in self._used:
+            for part in self._text.parts:
                 if part != "caption" and not (places and _is_tags(part)):
                     made.give(part, _doubled(still.part(part)))
             ends = (text.prefix, text.suffix)
@@ -235,7 +225,7 @@ class AsKohya:
             text = replace(text, prefix=prefix, suffix=suffix)
         if places is None:
             return _Line(Draw(made, text).texts, reasons, likely)
-        for part in filter(_is_tags, self._used):
+        for part in filter(_is_tags, self._text.parts):
             fixed = places.fixed(part)
             made.give(part, _doubled(fixed) if self._lines else fixed)
         texts = Draw(made, text).texts
@@ -244,7 +234,7 @@ class AsKohya:
             alone = pc.fill_null(pc.equal(bare, _GAP), False).to_pylist()
             why = "prefix or suffix would stand alone when all of its tags are dropped"
             reasons = [why if one and not reason else reason for one, reason in zip(alone, reasons, strict=True)]
-        return places.line(texts, reasons, likely, escape=self._lines, parts=self._used)
+        return places.line(texts, reasons, likely, escape=self._lines, parts=self._text.parts)
 
     def _several(self, found: list[_Line]) -> tuple[pa.StringArray, list[str]]:
         """Entries of several lines, each as often as it is likely."""
@@ -283,10 +273,6 @@ class _Places:
     every: TagLists
     free: np.ndarray[Any, np.dtype[np.bool_]]
     separator: str
-
-    @classmethod
-    def of(cls, recipe: Recipe, every: TagLists, separator: str) -> _Places:
-        return cls(every, ~kept(recipe, every), separator)
 
     def fixed(self, part: str) -> pa.StringArray:
         """A part's tags in one text, with one gap in the place of all that move."""
@@ -333,7 +319,7 @@ class _Places:
             if any(self.separator in tag or tag.strip() != tag for tag in moved):
                 reason = reason or f"a tag of it holds {self.separator!r}"
             middle = between.join(moved)
-            middle = middle.replace("{", "{{").replace("}", "}}") if escape else middle
+            middle = wildcards.escaped(middle) if escape else middle
             lines.append(f"{head} {KEEP} {middle}".strip() + (f" {KEEP} {tail}" if tail else ""))
             why.append(reason)
         return _Line(pa.array(lines, pa.string()), why, likely)
@@ -429,7 +415,7 @@ def _escaped(text: str | None, *, live: bool, whole: bool = False) -> tuple[str 
     if "{" not in text and "}" not in text:
         return text, ""
     if not live:
-        return text.replace("{", "{{").replace("}", "}}"), ""
+        return wildcards.escaped(text), ""
     pieces, plain = wildcards.flat(text)
     plain = plain and not (whole and _BLANK.search(text))
     return (

@@ -17,12 +17,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cutline.compose.kohya import TrainerError
 from cutline.options import OptionError
 
 Numbers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+
+def sides(batch: pa.RecordBatch) -> tuple[pa.Int32Array, pa.Int32Array]:
+    """Width and height in pixels of some pictures as a trainer sees them, which ignores EXIF; null where unknown.
+
+    Args:
+        batch: rows with the columns `width`, `height` and `orientation`.
+    """
+    width, height = batch.column("width"), batch.column("height")
+    turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
+    if pc.any(turned).as_py():
+        width, height = pc.if_else(turned, height, width), pc.if_else(turned, width, height)
+    return width, height
 
 
 @dataclass(frozen=True)

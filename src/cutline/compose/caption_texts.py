@@ -20,11 +20,10 @@ _SPACED = re.compile(r"[ \t\f\r\n]*[\r\n][ \t\f\r\n]*")
 def captions(recipe: Recipe, batch: pa.RecordBatch, draws: Draws) -> pa.StringArray:
     """One caption for each row, or null; before any dropout, and before its wildcards are drawn."""
     said = recipe.captions
-    layers = said.first_of or said.all_of
     if said.texts == "draw" or said.line_breaks == "draw":
-        found = [_drawn(_choices(recipe, batch, layer), draws.uniform(f"caption of {layer}")) for layer in layers]
+        found = [_drawn(_choices(recipe, batch, layer), draws.uniform(f"caption of {layer}")) for layer in said.layers]
     else:
-        found = [_lines(_texts(batch, layer), said.line_breaks) for layer in layers]
+        found = [_lines(_texts(batch, layer), said.line_breaks) for layer in said.layers]
     texts = join(found, said.separator) if said.all_of else first(found, len(batch))
     if recipe.caption_cleaning is not None:
         names = texts.dictionary_encode()

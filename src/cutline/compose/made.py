@@ -15,6 +15,7 @@ from cutline.compose.columns import counting, first, join, none_if_empty, rows_o
 from cutline.compose.draws import Draws
 from cutline.compose.recipe import Recipe, Text
 from cutline.compose.tag_lists import TagLists
+from cutline.tags import starts
 
 
 class Made:
@@ -136,7 +137,7 @@ class Draw:
                     codes.append(every.codes[here])
         row, code = (np.concatenate([np.zeros(0, np.int64), *columns]) for columns in (rows, codes))
         sort = np.argsort(row, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=every.count))])
+        offsets = starts(row, every.count)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), every.names.take(pa.array(code[sort])))
 
     @cached_property
@@ -154,7 +155,7 @@ class Draw:
 
     @cached_property
     def _parts(self) -> dict[str, pa.StringArray]:
-        return {name: self._part(name) for name in dict.fromkeys(part for order in self._orders for part in order)}
+        return {name: self._part(name) for name in dict.fromkeys(self.text.parts)}
 
     def _part(self, name: str) -> pa.StringArray:
         return self._caption if name == "caption" and self.text.wildcards else self.made.part(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -57,6 +56,11 @@ class Captions:
     )
     clean: str = option("", "cleaning rules, by name or as a TOML file")
     dropout: float = option(0.0, "how often, from 0 to 1, the caption is left out")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are read."""
+        return self.first_of or self.all_of
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class Text:
         return () if self.template else self.either or (self.order,)
 
     @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that it names, in its template or its orders; one may stand in several of those."""
+        return self.parsed.names if self.template else tuple(part for order in self.orders for part in order)
+
+    @functools.cached_property
     def parsed(self) -> Template:
         """The template."""
         return Template.parse(self.template)
@@ -162,10 +171,11 @@ class Recipe:
         Raises:
             RecipeError: for anything unknown or that does not fit, naming what would.
         """
-        tables = {name: kind for name, kind in _TABLES.items() if name in values}
-        if unknown := [name for name in values if name not in (*_TABLES, "words", "outputs")]:
-            raise RecipeError(f"the recipe has no '{unknown[0]}'; it has: {', '.join((*_TABLES, 'words', 'outputs'))}")
-        made: dict[str, Any] = {name: _table(name, kind, values[name], base) for name, kind in tables.items()}
+        if unknown := [name for name in values if name not in TABLES]:
+            raise RecipeError(f"the recipe has no '{unknown[0]}'; it has: {', '.join(TABLES)}")
+        made: dict[str, Any] = {
+            name: _table(name, kind, values[name], base) for name, kind in _TABLES.items() if name in values
+        }
         outputs = _mapping("[outputs]", values.get("outputs", {}))
         texts = {name: _table(f"outputs.{name}", Text, table, base) for name, table in outputs.items()}
         words = {name: _word(name, given, base) for name, given in _mapping("[words]", values.get("words", {})).items()}
@@ -174,8 +184,7 @@ class Recipe:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it reads."""
-        captions, tags = self.captions, self.tags
-        return (*(captions.first_of or captions.all_of), *tags.layers, *self.latents.first_of)
+        return (*self.captions.layers, *self.tags.layers, *self.latents.first_of)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -187,8 +196,8 @@ class Recipe:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that a text may name, in the order that it has unless it says another."""
-        tags, captions = bool(self.tags.layers), bool(self.captions.first_of or self.captions.all_of)
-        return (*self.words, *(part for part, there in zip(PARTS, (tags, captions), strict=True) if there))
+        layers = (self.tags.layers, self.captions.layers)
+        return (*self.words, *(part for part, there in zip(PARTS, layers, strict=True) if there))
 
     @property
     def random(self) -> bool:
@@ -212,7 +221,7 @@ class Recipe:
                     tables[name] = replace(table, **{which: there})
         return replace(self, **tables)
 
-    @property
+    @functools.cached_property
     def still(self) -> Recipe:
         """The recipe without what it leaves to chance: first texts, all lines, nothing shuffled or dropped."""
         breaks = self.captions.line_breaks
@@ -314,11 +323,8 @@ class Recipe:
         """The recipe as the text of a file that `from_toml` reads back."""
         tables = dict(self.settings())
         outputs = tables.pop("outputs", {})
-        tables |= {f"outputs.{_toml(name)}": table for name, table in outputs.items()}
-        return "\n".join(
-            f"[{name}]\n" + "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in table.items())
-            for name, table in tables.items()
-        )
+        tables |= {f"outputs.{toml_files.value(name)}": table for name, table in outputs.items()}
+        return "\n".join("\n".join([f"[{name}]", *toml_files.lines(table), ""]) for name, table in tables.items())
 
     def make(self, batch: pa.RecordBatch, *, seed: int, epoch: int = 0) -> Made:
         """Everything that the recipe makes of some rows: their parts and their texts.
@@ -395,10 +401,10 @@ class Recipe:
         text = self._spelt(text)
         known = (*self.parts, *(f"tags.{name}" for name in self.tags.order if self.tags.layers))
         try:
-            used = text.parsed.names if text.template else tuple(part for order in text.orders for part in order)
+            parts = text.parts
         except OptionError as error:
             raise RecipeError(f"{where}: {error}") from None
-        for part in used:
+        for part in parts:
             if part not in known:
                 raise RecipeError(f"{where} names '{part}'; there are: {', '.join(known)}")
         for order in text.orders:
@@ -421,6 +427,9 @@ class Recipe:
 
 
 _TABLES: dict[str, type] = {"captions": Captions, "tags": Tags, "latents": Latents, "text": Text}
+TABLES = (*_TABLES, "words", "outputs")
+"""What a recipe may have at its top."""
+
 _FILES = ("aliases", "implications", "vocabulary", "clean")
 _READ = {
     "[captions] clean": "caption_cleaning",
@@ -613,15 +622,3 @@ def _said(table: Any) -> dict[str, Any]:
 
 def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").isalnum() and name.isascii() else _toml(name)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's

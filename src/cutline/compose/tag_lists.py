@@ -46,7 +46,7 @@ class TagLists:
     def lists(self, *categories: str) -> pa.ListArray:
         """The tags of each picture as a list: all, or those of these categories. Empty where there are none."""
         mine = self.only(np.flatnonzero(self.of(*categories))) if categories else self
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(mine.rows, minlength=self.count))])
+        offsets = tags.starts(mine.rows, self.count)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), self.names.take(pa.array(mine.codes)))
 
     def joined(self, separator: str, *categories: str) -> pa.StringArray:
@@ -62,8 +62,7 @@ class TagLists:
     @property
     def numbers(self) -> Numbers:
         """The place of each tag among those of its picture, from 0."""
-        starts = np.concatenate([[0], np.cumsum(np.bincount(self.rows, minlength=self.count))])
-        found: Numbers = np.arange(len(self.rows)) - starts[self.rows]
+        found: Numbers = np.arange(len(self.rows)) - tags.starts(self.rows, self.count)[self.rows]
         return found
 
     def of(self, *categories: str) -> npt.NDArray[np.bool_]:
@@ -74,19 +73,7 @@ class TagLists:
 def plain(recipe: Recipe) -> bool:
     """Whether the tags are those of a layer as they stand, so that `quick` can write them."""
     said = recipe.tags
-    return not (
-        said.all_of
-        or said.escape
-        or said.distinct
-        or said.vocabulary
-        or said.aliases
-        or said.implications
-        or said.replace
-        or said.blacklist
-        or said.clean
-        or said.shuffle
-        or said.dropout
-    )
+    return not (said.all_of or said.escape or said.shuffle or said.dropout or _ruled(recipe))
 
 
 def quick(recipe: Recipe, batch: pa.RecordBatch, *categories: str) -> pa.StringArray:

@@ -51,7 +51,7 @@ def flat(text: str) -> tuple[str, bool]:
     pieces, good, said, nothing = list[str](), True, False, False
     for part in _parsed(text):
         if isinstance(part, str):
-            pieces.append(part.replace("{", "{{").replace("}", "}}"))
+            pieces.append(escaped(part))
             said |= bool(part.strip())
         elif len(part.choices) > 1:
             pieces.append(_written(part))
@@ -65,9 +65,14 @@ def flat(text: str) -> tuple[str, bool]:
             inner = part.doubled or part
             plain = "|".join("".join(one if isinstance(one, str) else "\0" for one in row) for row in inner.choices)
             good &= "\0" not in plain
-            pieces.append("{{" + plain.replace("{", "{{").replace("}", "}}") + "}}")
+            pieces.append(escaped("{" + plain + "}"))
             said = True
     return "".join(pieces), good and (said or not nothing)
+
+
+def escaped(text: str) -> str:
+    """A text whose braces stand for themselves, for such readers: doubled."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _parsed(text: str) -> list[str | _Pair]:

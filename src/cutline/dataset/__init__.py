@@ -143,6 +143,8 @@ class Dataset:
                     "made. Leave those options out, or make another dataset."
                 )
             return
+        from cutline.toml_files import value
+
         self.check_root()
         rule.check()
         try:
@@ -152,7 +154,7 @@ class Dataset:
         with whole_file(self.home / "dataset.toml", "w") as handle:
             handle.write(
                 "# A Cutline dataset. Layers are Parquet below layers/; this file only fixes how pictures are named.\n"
-                f"version = {VERSION}\nkey = {_toml(rule.rule)}\nprefix = {_toml(rule.prefix)}\n"
+                f"version = {VERSION}\nkey = {value(rule.rule)}\nprefix = {value(rule.prefix)}\n"
             )
 
     def check_root(self) -> None:
@@ -283,10 +285,3 @@ class Dataset:
         from cutline.dataset.compact import compact
 
         return compact(self, layers or tuple(self.layers()))
-
-
-def _toml(text: str) -> str:
-    """A string as TOML: JSON's escapes are TOML's."""
-    import json
-
-    return json.dumps(text, ensure_ascii=False)

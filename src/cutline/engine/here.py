@@ -55,6 +55,8 @@ class Report:
     failed: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     """Failed pictures by typed error."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Rejected ones by reason."""
     seconds: float = 0.0
     """From the first worker's being ready to the last row's being published."""
     interrupted: bool = False
@@ -97,12 +99,12 @@ def annotate(selection: Selection, *, workers: int | None = None, events: Events
         StorageError: a write was refused.
     """
     report = Report(todo=selection.count())  # what refuses does so before it makes a layer
-    with selection.writer() as writer:
+    with selection.writer() as writer, selection.checks() as checks:  # checks are on disk before what they are about
         tell = events or (lambda event: None)
         tell({"event": "start", "layer": selection.layer, "todo": report.todo})
         if report.todo:
             with _stoppable() as stopping:
-                _Run(selection, writer, report, tell, stopping).go(workers)
+                _Run(selection, writer, checks, report, tell, stopping).go(workers)
         tell({"event": "end", **_counts(report), "errors": report.errors, "interrupted": report.interrupted})
     return report
 
@@ -145,10 +147,17 @@ def _stoppable() -> Iterator[threading.Event]:
 
 class _Run:
     def __init__(
-        self, selection: Selection, writer: LayerWriter, report: Report, tell: Events, stopping: threading.Event
+        self,
+        selection: Selection,
+        writer: LayerWriter,
+        checks: LayerWriter,
+        report: Report,
+        tell: Events,
+        stopping: threading.Event,
     ) -> None:
         self.selection = selection
         self.writer = writer
+        self.checks = checks
         self.report = report
         self.tell = tell
         self.stopping = stopping
@@ -172,6 +181,7 @@ class _Run:
             while self._busy():
                 self._step()
             self._finish()
+            self.checks.flush()
             self.writer.flush()
         finally:
             if self.began:
@@ -206,6 +216,7 @@ class _Run:
             if worker.alive and worker.ready:
                 self._feed(worker)
         self._listen(0.5)
+        self.checks.tick()
         self.writer.tick()
         self._progress()
 
@@ -307,9 +318,12 @@ class _Run:
             self._add(row, answer)
 
     def _add(self, row: Row, answer: Row) -> None:
-        made = {**answer, "key": row["key"], "content": row["content"]}
+        known = {"key": row["key"], "content": row["content"]}
+        made = {**answer, **known}
         if self.keeps_attempts:
-            made["attempt"] = row["attempt"]
+            made.setdefault("attempt", row["attempt"])
+        if (found := made.pop("checks", None)) is not None:
+            self.checks.add({**found, **known})
         self.writer.add(made)
         if (error := made.get("error")) is not None:
             self.report.failed += 1
@@ -317,6 +331,9 @@ class _Run:
         else:
             verdict = made.get("verdict")
             verdict = verdict if verdict in ("repaired", "rejected") else "good"
+            if verdict == "rejected":
+                reason = made.get("reason") or "rejected"
+                self.report.reasons[reason] = self.report.reasons.get(reason, 0) + 1
             setattr(self.report, verdict, getattr(self.report, verdict) + 1)
 
     def _died(self, worker: _Worker) -> None:

@@ -51,6 +51,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         self.dataset.key_rule  # noqa: B018  where there is no dataset it says so, before anything is made
+        if hasattr(self.annotator, "fit"):
+            object.__setattr__(self, "annotator", self.annotator.fit(self.dataset.layers()))
         wanted, got = schemas.kind(type(self.annotator).writes), schemas.kind(self.layer)
         if wanted != got:
             raise OptionError(f"{self.name} writes {wanted}, so a layer called {wanted}/…, not {self.layer}")
@@ -58,7 +60,7 @@ class Selection:
     @property
     def name(self) -> str:
         """The annotator's name in `layer.json` and in messages."""
-        return type(self.annotator).__name__.lower()
+        return options.called(type(self.annotator))
 
     def check(self) -> None:
         """Raise IdentityError where the layer has other settings; write nothing."""
@@ -69,12 +71,16 @@ class Selection:
         layer: Layer = self.dataset.layer(self.layer)
         return layer.write(self.name, options.identity(self.annotator))
 
+    def checks(self) -> LayerWriter:
+        """Open the layer that says what is wrong with the captions of this one; nothing is made until it has a row."""
+        return self.dataset.layer(f"checks/{self.layer.partition('/')[2]}").write()
+
     def rows(self) -> Iterator[Row]:
         """The pictures to do, sorted by key, with the layers that the annotator reads and which `attempt` this is."""
         return islice(self._rows(), self.limit)
 
     def _rows(self) -> Iterator[Row]:
-        reads = type(self.annotator).reads
+        reads = self.annotator.reads
         wanted = (*reads, self.layer) if self.retry else tuple(name for name in reads if name != "pictures")
         missing = self._missing()
         for batch in self.dataset.scan(*wanted, only=missing) if wanted else missing.batches():

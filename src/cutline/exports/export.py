@@ -127,7 +127,7 @@ def rows(
     root = dataset.root.as_posix().rstrip("/") + "/"
     told, still = AsKohya(recipe, output), recipe.still
     read = {
-        "caption": recipe.captions.first_of or recipe.captions.all_of,
+        "caption": recipe.captions.layers,
         "tags": recipe.tags.layers,
         "train_width": recipe.latents.first_of,
     }

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cutline import toml_files
 from cutline.compose.as_kohya import AsKohya
-from cutline.compose.recipe import Recipe
+from cutline.compose.buckets import sides
 from cutline.exports.manifest import Manifest, Rows
 from cutline.exports.writing import refuse, shortened, write_file
 from cutline.files import storage_error
@@ -111,9 +112,10 @@ class Kohya:
         xxh128 = hashes.pop(first.name)
         notes = misread.notes()
         if not self._apart and isinstance(rows, Rows):
-            notes = [*self._cannot(rows.recipe), *notes]
+            told = AsKohya(rows.recipe, self.output)
+            notes = [*self._cannot(told), *notes]
             if config in self.beside(out):
-                lines = self._config(rows, out)
+                lines = self._config(told, rows.root, out)
                 hashes[config.name], _, differs = write_file(config, partial(_write_config, lines), dry_run=dry_run)
                 diff += differs
                 notes.append(f"for the trainer: --dataset_config {config}")
@@ -129,17 +131,16 @@ class Kohya:
             return [(out, None)]
         return [(out.with_name(f"{out.stem}-{n}{out.suffix}"), n) for n in range(1, self.bake_epochs + 1)]
 
-    def _cannot(self, recipe: Recipe) -> list[str]:
-        told = AsKohya(recipe, self.output)
+    def _cannot(self, told: AsKohya) -> list[str]:
         if self.bake_epochs or not told.cannot:
             return []
         return [f"the trainer cannot be told this part of the recipe: {reason}" for reason in told.cannot] + [
             "so these are the texts of one epoch, the same in every epoch of a run. For others: -o bake_epochs=N"
         ]
 
-    def _config(self, rows: Rows, out: Path) -> list[bytes]:
+    def _config(self, told: AsKohya, root: Path, out: Path) -> list[bytes]:
         """The dataset config, line by line."""
-        options = {} if self.bake_epochs else AsKohya(rows.recipe, self.output).options
+        options = {} if self.bake_epochs else told.options
         lines = [f"{_MARK} Resolution, batch size and the like are yours to add, here or on the command line."]
         if self.bake_epochs > 1:
             lines += [
@@ -147,7 +148,7 @@ class Kohya:
                 "# cache text encoder outputs on the disk: those go by the picture, which has other texts in each.",
             ]
         for path, _ in self._files(out):  # each a dataset, since in one dataset a picture has one text
-            said = {"metadata_file": os.path.abspath(path), "image_dir": str(rows.root), **options}
+            said = {"metadata_file": os.path.abspath(path), "image_dir": str(root), **options}
             lines += [
                 "",
                 "[[datasets]]",
@@ -183,10 +184,7 @@ class Kohya:
                     misread.add(name, batch.column("misread"))
             if self.caption_from_tags:
                 caption = pc.coalesce(caption, tags)
-            turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
-            width, height = batch.column("width"), batch.column("height")
-            if pc.any(turned).as_py():
-                width, height = pc.if_else(turned, height, width), pc.if_else(turned, width, height)
+            width, height = sides(batch)
             if not self.image_size:
                 width = height = pa.nulls(len(batch), pa.int32())
             columns = [name, caption, tags, width, height]
@@ -288,7 +286,7 @@ def _written(path: Path, entries: Iterator[pa.RecordBatch], dry_run: bool) -> tu
 
 
 def _toml(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's
+    text = toml_files.value(value)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -14,6 +14,7 @@ from cutline.compose.recipe import Recipe
 from cutline.preview import places
 from cutline.preview.drawn import EXAMPLES, NONE, Counts, Drawn, Found, normal
 from cutline.preview.lengths import Measured
+from cutline.tags import parents
 
 _PUNCTUATION = str.maketrans(dict.fromkeys("_" + string.punctuation, " "))
 _WIDE = np.int64(1 << 32)
@@ -129,7 +130,7 @@ class Tags:
 
     def _flat(self, lists: pa.ListArray) -> tuple[Counts, Counts, Counts]:
         """Row, number of the tag, and place among the row's tags, of every tag in every text."""
-        rows = places.parents(lists)
+        rows = parents(lists)
         coded = _coded(pc.list_flatten(lists))
         names = coded.dictionary.to_pylist()
         numbers = np.fromiter((self._code(tag) for tag in names), np.int64, len(names))
@@ -167,7 +168,7 @@ class Tags:
                 coded = _coded(pc.list_flatten(lists))
                 names = coded.dictionary.to_pylist()
                 numbers = np.fromiter((self._normal_code(tag) if tag else -1 for tag in names), np.int64, len(names))
-                mine = places.parents(lists)
+                mine = parents(lists)
                 some = np.asarray(pc.is_valid(coded.indices))
                 code = numbers[np.asarray(coded.indices.filter(pa.array(some)))] if len(names) else NONE
                 rows.append(mine[some][code >= 0])

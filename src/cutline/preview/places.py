@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cutline.tags import parents
+
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
@@ -26,12 +28,6 @@ def _offsets(texts: pa.StringArray) -> Counts:
         return np.zeros(1, np.int64)
     found = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     return found.astype(np.int64)
-
-
-def parents(lists: pa.ListArray) -> Counts:
-    """The row of each item of `pc.list_flatten(lists)`, which leaves out what stands behind a null."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    return np.repeat(np.arange(len(lists)), np.asarray(lengths, np.int64))
 
 
 def locate(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cutline.compose.as_kohya import AsKohya
-from cutline.compose.buckets import Buckets
+from cutline.compose.buckets import Buckets, sides
 from cutline.compose.recipe import Recipe, Text, check_layers
 from cutline.compose.tokens import Encoder, Trainer
 from cutline.dataset import Dataset
@@ -287,9 +287,9 @@ def survey(
 def placed(dataset: Dataset, buckets: Buckets) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
     """Of every picture whose size is known its key, its width and height, and those of its bucket; in pixels."""
     for batch in dataset.scan(fields=("width", "height", "orientation")):
-        sides, known = _sides(batch)
+        found, known = _known_sides(batch)
         columns = [batch.column("key").filter(known).to_pylist()]
-        columns += [side.tolist() for side in (*sides, *buckets.choose_all(*sides))]
+        columns += [side.tolist() for side in (*found, *buckets.choose_all(*found))]
         for key, width, height, across, up in zip(*columns, strict=True):
             yield key, (width, height), (across, up)
 
@@ -341,20 +341,18 @@ def _sample(dataset: Dataset, count: int, seed: int) -> Relation:
     return dataset.sql(drawn)
 
 
-def _sides(batch: pa.RecordBatch) -> tuple[list[Counts], pa.BooleanArray]:
-    """Width and height of pictures as a trainer sees them, which ignores EXIF; and of which rows they are known."""
-    width, height = (batch.column(side) for side in ("width", "height"))
-    turned = pc.fill_null(pc.greater_equal(batch.column("orientation"), 5), False)
-    sides = [pc.if_else(turned, height, width), pc.if_else(turned, width, height)]
-    known = pc.and_(*(pc.fill_null(pc.greater(side, 0), False) for side in sides))
-    return [np.asarray(side.filter(known), np.int64) for side in sides], known
+def _known_sides(batch: pa.RecordBatch) -> tuple[list[Counts], pa.BooleanArray]:
+    """The known ones of `sides`, and of which rows they are."""
+    found = sides(batch)
+    known = pc.and_(*(pc.fill_null(pc.greater(side, 0), False) for side in found))
+    return [np.asarray(side.filter(known), np.int64) for side in found], known
 
 
 def _sort_by_size(batch: pa.RecordBatch, buckets: Buckets, found: dict[tuple[int, int] | None, int]) -> None:
-    sides, _ = _sides(batch)
-    if unknown := len(batch) - len(sides[0]):
+    known, _ = _known_sides(batch)
+    if unknown := len(batch) - len(known[0]):
         found[None] = found.get(None, 0) + unknown
-    wide, high = buckets.choose_all(*sides)
+    wide, high = buckets.choose_all(*known)
     sizes, counts = np.unique(np.stack([wide, high], axis=1), axis=0, return_counts=True)
     for (across, up), count in zip(sizes.tolist(), counts.tolist(), strict=True):
         found[across, up] = found.get((across, up), 0) + count

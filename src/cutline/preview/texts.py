@@ -53,8 +53,7 @@ def look_for_empty(recipe: Recipe, drawn: Drawn, found: dict[str, Found]) -> Non
         return
     rows = drawn.batch.filter(nothing)
     texts = drawn.texts.filter(nothing).to_pylist()
-    captions, tags = recipe.captions, recipe.tags
-    layers = [*(captions.first_of or captions.all_of), *tags.layers]
+    layers = (*recipe.captions.layers, *recipe.tags.layers)
     said = [rows.column(layer).to_pylist() for layer in layers]
     keys = rows.column("key").to_pylist()
     for row, text in enumerate(texts):

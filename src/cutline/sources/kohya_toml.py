@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cutline import toml_files
 from cutline.dataset import Found, KeyRule
 from cutline.formats import kohya_toml, sidecar
 from cutline.formats.kohya_toml import Config, SubsetConfig
@@ -276,7 +277,7 @@ def _recipe(subset: SubsetConfig, layer: str, has: Collection[str]) -> str:
         others = ", ".join(f"{name} = {json.dumps(value, default=str)}" for name, value in subset.others.items())
         lines.append(f"# Not about texts: {others}")
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *toml_files.lines(table)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -309,7 +310,7 @@ def _bare(text: str, separator: str) -> str:
 
 def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
     """What of a subset's settings a recipe cannot say, each as a line for people."""
-    said = subset.options.get
+    said, written = subset.options.get, toml_files.value
     prefix, suffix = said("caption_prefix"), said("caption_suffix")
     if _BLANK in has:
         yield "a text whose first line is blank is empty; here it is the first line that is not"
@@ -320,9 +321,9 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
     if said("token_warmup_step", 0) > 0:
         yield f"token_warmup_step = {said('token_warmup_step')}, token_warmup_min = {said('token_warmup_min', 1)}"
     if (mark := said("keep_tokens_separator")) and subset.treats_as_tags:
-        yield f"keep_tokens_separator = {_toml(mark)}: which tags stay differs from text to text; here none does"
+        yield f"keep_tokens_separator = {written(mark)}: which tags stay differs from text to text; here none does"
     if other := said("secondary_separator"):
-        yield f"secondary_separator = {_toml(other)}: the words themselves have {_toml(subset.separator)} there"
+        yield f"secondary_separator = {written(other)}: the words themselves have {written(subset.separator)} there"
     if subset.treats_as_tags and "captions" in has:
         yield "the pieces of a caption between commas are shuffled, kept and dropped like tags; here it stays whole"
     if subset.wildcards and "tags" in has:
@@ -330,14 +331,10 @@ def _unsaid(subset: SubsetConfig, has: Collection[str]) -> Iterator[str]:
     if subset.separator == "\n" and subset.wildcards and {*_PARTS.values()} <= {*has}:
         yield "one is drawn of caption and tags; here both are there"
     elif subset.separator.strip() != ",":
-        yield f"caption_separator = {_toml(subset.separator)}; tags are split at commas too"
+        yield f"caption_separator = {written(subset.separator)}; tags are split at commas too"
     if subset.kind == "metadata" and (prefix or suffix):
         yield "caption_prefix and caption_suffix are joined by a space alone; here by the separator"
     if subset.treats_as_tags and suffix:
         yield "caption_suffix is shuffled and dropped like a tag; here it stays at the end"
     if subset.treats_as_tags and prefix and _ends(subset)[3] > int(said("keep_tokens", 0)):
         yield "caption_prefix is shuffled and dropped like a tag; here it stays in front"
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else JSON's escapes are TOML's

@@ -1,0 +1,319 @@
+"""Faults that a text shows by itself, or beside what was asked: each check takes a text and returns a `Fault` or None.
+
+They err on the side of silence: a sign that says "I cannot" is no refusal, and a list of colours is no loop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from cutline import sentences
+from cutline.checks.findings import Fault, Finding
+
+ECHO_WORDS = 12
+"""Words in a row that a caption shares with what was asked only when it repeats it."""
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uff66-\uff9f"
+_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['’\-][^\W_{_CJK}]+)*")
+"""A word; a letter of a script that has no spaces is one by itself."""
+
+_SAYS_NOTHING = {
+    "none",
+    "null",
+    "nil",
+    "nan",
+    "n a",
+    "na",
+    "no caption",
+    "no description",
+    "undefined",
+    "empty",
+    "todo",
+}
+
+
+def empty(text: str) -> Fault | None:
+    """A text without letters and digits, or with nothing but a word for nothing."""
+    words = [match[0].casefold() for match in _WORD.finditer(text)]
+    if not words:
+        return Fault(Finding("empty", "no letters" if text.strip() else "no text"), "")
+    if len(words) <= 2 and " ".join(words) in _SAYS_NOTHING:
+        return Fault(Finding("empty", f"says only {text.strip()!r}"), "")
+    return None
+
+
+# Thinking
+
+_OPEN = r"<(?:think|thinking|thought|reasoning|reflection)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel>"
+_CLOSE = r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<channel\|>"
+_QUOTES = "\"“‘'`「『«"
+_OPENED = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN})", re.IGNORECASE)
+_CLOSED = re.compile(rf"(?<![{_QUOTES}])(?:{_CLOSE})", re.IGNORECASE)
+_BLOCK = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN}).*?(?:{_CLOSE})", re.IGNORECASE | re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>\s*\w+")
+_FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|message\|>)?")
+_MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assistant)?")
+_ALOUD = re.compile(
+    r"(?:(?:okay|ok|alright|all right|so|hmm+|well|right|wait|got it|now)[,.!…]*\s+)?(?:so,?\s+|now,?\s+|first,?\s+)?"
+    r"(?:the user (?:wants|is asking|asked|asks|would like|wrote|gave|provided|requested|needs)\b"
+    r"|(?:let me|let's|lets) (?:think|analy[sz]e|break (?:this|it) down|start by|look at (?:the|this) (?:image|picture)"
+    r"|describe|see what|tackle|go through|figure)"
+    r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce|provide|output)\b"
+    r"|we (?:need|have|are asked)(?: to)? (?:describe|write|create|generate|caption|produce|output|answer)\b)"
+    r"|(?:okay|ok|alright|hmm+|got it)[,.!…]+\s+(?:let me|let's|lets|i need to|i should)\b",
+    re.IGNORECASE,
+)
+
+
+def thinking(text: str) -> Fault | None:
+    """A model's thoughts: between marks, closed or not, or aloud at the beginning (`Okay, the user wants me to …`)."""
+    if _CHANNEL.search(text):
+        final = list(_FINAL.finditer(text))
+        rest = _MARKER.split(text[final[-1].end() :])[0] if final else ""
+        return Fault(Finding("thinking", "thoughts in a channel" + ("" if final else ", and no answer")), rest.strip())
+    rest = _BLOCK.sub(" ", text)
+    detail = "thoughts between marks" if rest != text else ""
+    if closed := list(_CLOSED.finditer(rest)):
+        rest, detail = rest[closed[-1].end() :], "the end of thoughts that were not opened"
+    if _OPENED.search(rest):
+        rest, detail = "", "thoughts that do not end"
+    if detail:
+        return Fault(Finding("thinking", detail), _tidy(rest))
+    if _ALOUD.match(_straight(text).lstrip("*_# \n")):
+        return Fault(Finding("thinking", f"it thinks aloud: {_excerpt(text)}"), "")
+    return None
+
+
+# Refusal
+
+_NOT = r"(?:can't|cannot|can not|could not|couldn't|won't|will not|am unable|am not able|'m unable|'m not able)"
+_HELP = (
+    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer|engag|writ|caption"
+    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]|comment|perform|tag"
+    r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)|see (?:the |any |an |your |this )"
+    r"?(?:image|picture|photo|attach)|see images|make (?:any )?(?:assumptions|judg))"
+)
+_REFUSALS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?:i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry|(?:my )?(?:sincere )?apologies|i (?:must )?apologi[sz]e"
+        r"|sorry|unfortunately|regrettably|i(?:'m| am) afraid)\b[^.!?\n\"“]{0,60}?[,.!:;]?\s*(?:but\s+|that\s+|as\s+)?"
+        rf"\bi(?: {_NOT}|'m (?:unable|not able|not (?:comfortable|allowed))| am (?:unable|not)|'m not| do not| don't"
+        r"| must decline|'ve been| have been)\b",
+        r"(?:i(?:'m| am) (?:very )?sorry|sorry|i apologi[sz]e)\b[^.!?\n\"“]{0,40}\b(?:this|the|your) (?:image|request"
+        r"|content|picture|prompt) (?:violates|may violate|goes against|is not|isn't|cannot|can't|contains)",
+        rf"i (?:{_NOT}|am not able to|am unable to)(?: to)?(?: \w+ly)?(?: be able to)? {_HELP}",
+        r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable|not programmed to"
+        r"|not designed to|just an? (?:ai|language model)|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
+        r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)|i (?:respectfully )?(?:decline|refuse) to\b",
+        r"i (?:do not|don't) (?:feel comfortable|have the (?:ability|capability)|have access to (?:the|any|this|your)"
+        r"|see (?:an|any|the) (?:image|picture|photo|attach)|think (?:it's|it is) appropriate|assist|provide|engage)",
+        r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\.|artificial intelligence|language model"
+        r"|virtual assistant|llm)\b(?![- ](?:generated|made|created|rendered|art|artwork|image|picture|drawn|driven"
+        r"|themed|robot|character))",
+        r"(?:this|the|your) (?:request|prompt|content) (?:violates|may violate|goes against|is against|cannot be)",
+        r"(?:it(?:'s| is) against|this goes against|that goes against) (?:my|our)\b",
+        r"(?:there is|there's|i see|you have|you haven't|it (?:looks|seems|appears) like (?:there is|there's|you"
+        r"|no))\b[^.\n]{0,30}?\b(?:no image|n't (?:uploaded|attached|provided|included)|not (?:uploaded|attached|provided)"
+        r"|forgot)|no (?:image|picture|photo) (?:was|has been|is) (?:provided|attached|uploaded|given)"
+        r"|please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
+        r"(?:申し訳(?:ありません|ございません)|すみません)[^。\n]{0,40}(?:できません|できかねます|いたしかねます)",
+        r"(?:很)?(?:抱歉|对不起|對不起)[^。\n]{0,20}(?:无法|無法|不能|不便)",
+        r"我(?:无法|無法|不能)(?:提供|描述|协助|協助|帮助|幫助|回答|满足|滿足|识别|生成)",
+        r"죄송[^.\n]{0,40}(?:수 없습니다|어렵습니다)",
+    )
+)
+_SEES_OTHERWISE = re.compile(
+    r"i (?:can't|cannot|can not|could not|couldn't|am unable to|'m unable to|'m not able to|am not able to)"
+    r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your |this )?(?:image|picture"
+    r"|photo|attach)| you\b)",
+    re.IGNORECASE,
+)
+
+
+def refusal(text: str) -> Fault | None:
+    """An answer that begins with why there is none. What stands in quotes was said by somebody else.
+
+    `I cannot see any text in the image, but …` tells of the picture, and is none.
+    """
+    head = _straight(text).lstrip("*_#> \t\n")
+    if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
+        return None
+    if not any(pattern.match(head) for pattern in _REFUSALS):
+        return None
+    rest = sentences.split(text.strip())[1:]
+    while rest and _unhelpful(rest[0]):
+        rest = rest[1:]
+    left = " ".join(rest)
+    return Fault(Finding("refusal", f"it begins: {_excerpt(text)}"), sentences.whole(left))
+
+
+def _unhelpful(sentence: str) -> bool:
+    """Whether a sentence after a refusal still speaks of the model, or to the user."""
+    plain = _straight(sentence).casefold()
+    return (
+        re.match(r"(?:but )?(?:i|i'\w+|however, i|if you|please|let me|would you|is there|you|my)\b", plain) is not None
+    )
+
+
+# Echo
+
+
+def prompt_echo(text: str, asked: str) -> Fault | None:
+    """A long piece of what was asked, word for word; at the beginning, one sentence of it is long enough."""
+    if not asked.strip():
+        return None
+    pieces, openings = _shingles(asked)
+    words = [(match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text.replace("_", " "))]
+    plain = [word for word, _, _ in words]
+    spans: list[tuple[int, int]] = []
+    for size in sorted({len(opening) for opening in openings}, reverse=True):
+        if tuple(plain[:size]) in openings:
+            spans.append((words[0][1], words[size - 1][2]))
+            break
+    for start in range(len(plain) - ECHO_WORDS + 1):
+        if tuple(plain[start : start + ECHO_WORDS]) in pieces:
+            spans.append((words[start][1], words[start + ECHO_WORDS - 1][2]))
+    if not spans:
+        return None
+    begin, end = spans[0]
+    return Fault(Finding("prompt_echo", f"asked and said: {_excerpt(text[begin:end])}"), without(text, spans))
+
+
+@lru_cache(maxsize=64)
+def _shingles(asked: str) -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
+    """All rows of `ECHO_WORDS` words of a text, and its sentences of five words and more, up to that many."""
+    plain = [match[0].casefold() for match in _WORD.finditer(asked.replace("_", " "))]
+    rows = {tuple(plain[start : start + ECHO_WORDS]) for start in range(len(plain) - ECHO_WORDS + 1)}
+    said = [
+        tuple(match[0].casefold() for match in _WORD.finditer(sentence.replace("_", " ")))
+        for line in asked.splitlines()
+        for sentence in sentences.split(line)
+        if sentences.ended(sentence) or sentence.endswith(":")
+    ]
+    return frozenset(rows), frozenset(words for words in said if 5 <= len(words) <= 40)
+
+
+# Loops
+
+_LETTERS = re.compile(r"(\w)\1{29,}|([^\w\s])\2{59,}")
+_WITHIN = re.compile(r"([^\W\d_]{2,12}?)\1{11,}")
+
+
+def loop(text: str) -> Fault | None:
+    """Words over and over: the same row of words so many times running, or one sentence again and again.
+
+    How often is too often depends on how long the row is: a word eight times, three words five times, eight and more
+    three times. In scripts without spaces a word is a letter, and may come twice as often.
+    """
+    for pattern in (_LETTERS, _WITHIN):
+        if match := pattern.search(text):
+            unit = match[1] or match[match.lastindex or 0]
+            times = len(match[0]) // len(unit)
+            return _looped(text, match.start(), match.start() + len(unit), unit, times)
+    words = list(_WORD.finditer(text))
+    plain = [match[0].casefold() for match in words]
+    if found := _repeated(plain):
+        start, period, times = found
+        begin, end = words[start].start(), words[start + period - 1].end()
+        after = re.compile(r"[^\w\s\"“(\[]*").match(text, end)
+        end = after.end() if after else end
+        return _looped(text, begin, end, text[begin:end], times)
+    return _said_again(text)
+
+
+def _looped(text: str, begin: int, end: int, unit: str, times: int) -> Fault:
+    """A loop whose first round is from `begin` to `end`: that round stays where it ends a sentence."""
+    return Fault(Finding("loop", f"{times} times in a row: {_excerpt(unit)}"), sentences.whole(text[:end]))
+
+
+def _repeated(words: Sequence[str]) -> tuple[int, int, int] | None:
+    """The first row of words that comes too often running: where it starts, how many words, how many times."""
+    periods = {1, 2, 3, *_distances(words)}
+    found = []
+    for period in sorted(periods):
+        start, same = 0, 0
+        for place in range(period, len(words)):
+            if words[place] == words[place - period]:
+                if not same:
+                    start = place - period
+                same += 1
+            else:
+                same = 0
+            if same and same + period >= period * _too_often(words[start : start + period]):
+                run = place + 1
+                while run < len(words) and words[run] == words[run - period]:
+                    run += 1
+                found.append((start, period, (run - start) // period))
+                break
+    return min(found, default=None)
+
+
+def _distances(words: Sequence[str]) -> set[int]:
+    """How far apart rows of four words stand that come three times or more: only these can be longer periods."""
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for start, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
+        places[four].append(start)
+    return {
+        later - earlier
+        for found in places.values()
+        if len(found) >= 3
+        for earlier, later in zip(found, found[1:], strict=False)
+    }
+
+
+def _too_often(row: Sequence[str]) -> int:
+    size = len(row)
+    if all(len(word) == 1 and not word.isascii() for word in row):  # a script without spaces
+        return 16 if size == 1 else 8 if size <= 3 else 5 if size <= 8 else 3
+    return 8 if size == 1 else 5 if size <= 3 else 4 if size <= 7 else 3
+
+
+def _said_again(text: str) -> Fault | None:
+    """One sentence said three times or more, wherever; a short one six times."""
+    seen: dict[str, int] = defaultdict(int)
+    second: dict[str, int] = {}
+    at = 0
+    for end in sentences.ends(text):
+        sentence = text[at:end]
+        plain = " ".join(match[0].casefold() for match in _WORD.finditer(sentence))
+        at_sentence, at = at, end
+        if not plain:
+            continue
+        seen[plain] += 1
+        if seen[plain] == 2:
+            second[plain] = at_sentence
+        if seen[plain] >= (3 if len(plain) >= 20 or plain.count(" ") >= 3 else 6):
+            begin = second[plain]
+            return Fault(Finding("loop", f"said again and again: {_excerpt(sentence)}"), text[:begin].rstrip())
+    return None
+
+
+# Shared
+
+
+def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """A text without the sentences that touch these spans."""
+    spans = list(spans)
+    kept, at = [], 0
+    for end in [*sentences.ends(text), len(text)]:
+        if end > at and not any(begin < end and at < stop for begin, stop in spans):
+            kept.append(text[at:end].strip())
+        at = end
+    return " ".join(part for part in kept if part)
+
+
+def _straight(text: str) -> str:
+    return text.replace("’", "'").replace("‘", "'").replace("ʼ", "'")
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"[ \t]{2,}", " ", text).strip()
+
+
+def _excerpt(text: str, most: int = 100) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= most else plain[: most - 1] + "…"

@@ -1,0 +1,1 @@
+"""What is asked of a model, built in one place; and reading what it answers."""

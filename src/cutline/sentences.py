@@ -1,0 +1,70 @@
+"""Where sentences end: enough to cut a text back to its last whole one, in Latin and in Chinese and Japanese script.
+
+A stop ends a sentence where a space and no small letter follows, or nothing; `。` and its kin always do. The stop of an
+abbreviation (`Dr.`), of an initial (`J. Smith`) and of a number in a list (`1. a hat`) ends none, and a decimal point
+has no space after it. Quotes and brackets that close right after the stop belong to the sentence.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CLOSERS = "\"'”’»)\\]}」』）】〉》*_"
+_END = re.compile(rf"[.!?…‽]+[{_CLOSERS}]*(?=\s|$)|[。！？｡]+[{_CLOSERS}]*")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"“‘'])(?:dr|mrs?|ms|mx|st|jr|sr|prof|vs|no|vol|fig|approx|ca|cf|e\.g|i\.e|inc|ltd|co|mt|ft|gen|col|capt"
+    r"|lt|sgt|rev|hon|[a-z])\.$",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"(?:^|\n)\s*\d+\.$")
+_NEXT = re.compile(r"\s*(\S)")
+_ENDS = re.compile(rf"[.!?…‽。！？｡][{_CLOSERS}]*$")
+
+
+def ends(text: str) -> list[int]:
+    """Where sentences end: the places after each one's stop and what closes right after it, ascending."""
+    found = []
+    for match in _END.finditer(text):
+        stop, after = match[0], _NEXT.match(text, match.end())
+        before = text[max(0, match.start() - 15) : match.start() + 1]
+        if stop[0] in "。！？｡":
+            found.append(match.end())
+        elif (after and after[1].islower()) or (
+            stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
+        ):
+            continue
+        else:
+            found.append(match.end())
+    return found
+
+
+def ended(text: str) -> bool:
+    """Whether a text ends as sentences do."""
+    return _ENDS.search(text.rstrip()) is not None
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text, and at the end what is no whole one."""
+    places = [0, *ends(text), len(text)]
+    return [found for begin, end in zip(places, places[1:], strict=False) if (found := text[begin:end].strip())]
+
+
+def whole(text: str) -> str:
+    """A text that was cut somewhere, back to the end of its last whole sentence; empty where it has none.
+
+    It is not cut within quotes that were opened, unless there is nowhere else. A number and a stop at the very end may
+    be half a decimal, and are no end.
+    """
+    text = text.strip()
+    found = ends(text)
+    if found and found[-1] == len(text) and re.search(r"\d\.$", text):
+        found.pop()
+    if not found:
+        return ""
+    return text[: next((end for end in reversed(found) if _closed(text[:end])), found[-1])]
+
+
+def _closed(text: str) -> bool:
+    return text.count('"') % 2 == 0 and all(
+        text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』")
+    )
