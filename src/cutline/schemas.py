@@ -59,6 +59,12 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("tokens_out", pa.int32()),
         ("seconds", pa.float64()),
     ],
+    "checks": [  # of the captions layer of the same name
+        ("findings", _TEXTS),  # kinds of what is wrong (cutline.checks.KINDS)
+        ("details", _TEXTS),  # a sentence on each, for people
+        ("coverage", pa.float64()),  # share of the picture's tags that the caption covers, 0 to 1
+        ("caption", pa.string()),  # hash of the texts that were looked at: see whether they still are the present ones
+    ],
     "facts": [
         ("sha256", pa.string()),  # of the file's bytes
         ("pixels", pa.string()),  # sha256 of the decoded pixels: equal for equal pictures in whatever file format

@@ -8,15 +8,26 @@ seeded by xxh64 of "{seed}/{key}" ("{seed}.{attempt}/{key}" from the second atte
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cutline.annotators.local import (
+    Local,
+    Search,
+    choose_batch_size,
+    drawing,
+    find_device,
+    find_libraries,
+    load_config,
+    load_part,
+    load_weights,
+    not_installed,
+)
 from cutline.annotators.session import Batched, Row
+from cutline.checks.findings import checked
+from cutline.checks.judging import Policies, judge
 from cutline.options import CutlineError, OptionError, digest, option
 from cutline.pictures import decode
 
@@ -27,83 +38,50 @@ BASE = "Salesforce/blip-image-captioning-base"
 
 
 @dataclass(frozen=True)
-class Blip:
+class Blip(Local, Search):
     """Caption pictures with BLIP."""
 
     writes: ClassVar[str] = "captions/blip"
     reads: ClassVar[tuple[str, ...]] = ("pictures",)
     workers: ClassVar[Literal["device", "core"]] = "device"
+    called: ClassVar[str] = "blip"
+    base: ClassVar[str | None] = BASE
+    default_beams: ClassVar[int] = 3
 
     model: str | None = option(None, f"hub name or local folder; the adapter's base, or else {BASE}", files=True)
-    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
-    adapter: str | None = option(None, "folder of a PEFT adapter (LoRA and its kin)", files=True)
     prompt: str = option("", "words with which every caption begins")
     beams: int | None = option(None, "captions searched side by side: 1 is greedy; 3, or 1 with sample=true")
-    sample: bool = option(False, "draw words by chance (nucleus sampling) rather than search for the likeliest")
-    temperature: float | None = option(None, "with sample=true: below 1 safer, above 1 wilder; 1.0")
-    top_p: float | None = option(None, "with sample=true: draw among the likeliest words that hold this share; 0.9")
     seed: int | None = option(None, "with sample=true: another number, other captions; 0")
-    min_tokens: int = option(0, "a caption may not end before so many tokens")
     max_tokens: int = option(75, "a caption is cut after so many tokens")
-    repetition_penalty: float = option(1.0, "above 1 makes words that were already said less likely")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "number format of the weights")
-    batch_size: int = option(16, "pictures at once; halves itself when memory runs out", identity=False)
-    threads: int = option(2, "threads that read and decode pictures", identity=False)
-    device: str = option("auto", "auto, cpu, cuda:0, mps", identity=False)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("float32", "number format of the weights")
+    batch_size: int | Literal["auto"] = option(
+        16,
+        "pictures at once, halved when memory runs out; auto: as many as fit on a GPU, few elsewhere",
+        identity=False,
+    )
 
     def __post_init__(self) -> None:
         """Fill in what was left open and refuse what would have no effect."""
-        for name, default in (("temperature", 1.0), ("top_p", 0.9), ("seed", 0)):
-            given = getattr(self, name)
-            if not self.sample and given is not None:
-                raise OptionError(f"blip: {name}={given} has no effect without -o sample=true")
-            if self.sample and given is None:
-                object.__setattr__(self, name, default)
-        if self.beams is None:
-            object.__setattr__(self, "beams", 1 if self.sample else 3)
-        if self.sample and self.beams != 1:
-            raise OptionError(f"blip: beams={self.beams} has no meaning with sample=true; leave one of them out")
-        for name in ("beams", "max_tokens", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"blip: {name}={getattr(self, name)} does not fit: it is at least 1")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise OptionError(f"blip: min_tokens={self.min_tokens} does not fit: it is 0 to max_tokens")
-        for name in ("repetition_penalty", "temperature"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise OptionError(f"blip: {name}={getattr(self, name)} does not fit: it is more than 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise OptionError(f"blip: top_p={self.top_p} does not fit: it is more than 0 and at most 1")
-        if self.model is None:
-            base, revision = _base_of(self.adapter) if self.adapter else (BASE, None)
-            object.__setattr__(self, "model", base)
-            object.__setattr__(self, "revision", self.revision or revision)
-        if self.revision and Path(str(self.model)).expanduser().exists():
-            raise OptionError(f"blip: revision={self.revision} has no effect on the local folder {self.model}")
+        if not self.sample and self.seed is not None:
+            raise OptionError(f"blip: seed={self.seed} has no effect without -o sample=true")
+        if self.sample and self.seed is None:
+            object.__setattr__(self, "seed", 0)
+        if self.attention not in (None, "eager"):
+            raise OptionError(f"blip: attention={self.attention} is not to be had: transformers has BLIP's eager only")
+        Search.__post_init__(self)
+        Local.__post_init__(self)
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""
         asked: dict[str, Any] = {
-            "model": self.model,
-            "revision": self.revision,
-            "adapter": self.adapter,
-            "dtype": self.dtype,
+            **self.weights(),
             "prompt": self.prompt,
             "picture": row["uri"],
             "generation": self.generation(),
         }
-        if self.sample:
-            asked["sampling"] = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.draw_seed(row)}
+        if sampling := self.sampling():
+            asked["sampling"] = {**sampling, "seed": self.draw_seed(row)}
         return asked
-
-    def generation(self) -> dict[str, Any]:
-        """The settings of the search, by transformers' names."""
-        return {
-            "do_sample": False,  # chance, where wanted, comes in by `Draw`
-            "num_beams": self.beams,
-            "min_new_tokens": self.min_tokens,
-            "max_new_tokens": self.max_tokens,
-            "repetition_penalty": self.repetition_penalty,
-        }
 
     def draw_seed(self, row: Row) -> str:
         """What seeds the random draws of this row."""
@@ -120,8 +98,8 @@ class BlipSession(Batched):
 
     def __init__(self, settings: Blip) -> None:
         self.settings = settings
-        self.batch_size, self.threads = settings.batch_size, settings.threads
-        self.device = _device(settings.device)
+        find_libraries(settings)
+        self.device = find_device(settings)
         self.model, self.image_processor, self.tokenizer = _load(settings, self.device)
         text = self.model.config.text_config
         words = self.tokenizer(settings.prompt, add_special_tokens=False).input_ids if settings.prompt else []
@@ -133,6 +111,15 @@ class BlipSession(Batched):
                 f"blip: a prompt of {len(self.prompt)} tokens and max_tokens={settings.max_tokens} are more than the "
                 f"{text.max_position_embeddings} tokens of {settings.model}; set -o max_tokens lower"
             )
+        self.threads = settings.threads
+        self.batch_size = choose_batch_size(settings, self.device, self._probe)
+
+    def _probe(self) -> None:
+        import torch
+
+        side = self.side // 2
+        blank = torch.zeros(3, side, side)
+        self.batch([{"key": "", "uri": None}], [blank])
 
     def prepare(self, row: Row) -> torch.Tensor:
         """Decode a picture and make it what the network sees. Returns float32 (3, S, S)."""
@@ -154,22 +141,11 @@ class BlipSession(Batched):
                 pixel_values=pixels,
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                logits_processor=self._sampling(rows),
+                logits_processor=drawing(self.settings.sampling(), [self.settings.draw_seed(row) for row in rows]),
                 **self.settings.generation(),
             ).tolist()  # (B, L), padded after the end
         seconds = (time.perf_counter() - started) / len(rows)
         return [self._answer_of(row, tokens, seconds) for row, tokens in zip(rows, found, strict=True)]
-
-    def _sampling(self, rows: list[Row]) -> list[Any]:
-        if not self.settings.sample:
-            return []
-        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
-
-        return [
-            TemperatureLogitsWarper(float(self.settings.temperature or 1.0)),
-            TopPLogitsWarper(float(self.settings.top_p or 1.0)),
-            Draw([self.settings.draw_seed(row) for row in rows]),
-        ]
 
     def _answer_of(self, row: Row, tokens: list[int], seconds: float) -> Row:
         said = tokens[len(self.prompt) :]
@@ -177,142 +153,35 @@ class BlipSession(Batched):
         if stopped:
             said = said[: said.index(self.end)]
         raw = self.tokenizer.decode([*self.prompt[1:], *said], skip_special_tokens=True)
-        empty = not self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        finish_reason = "stop" if stopped else "length"
+        # A prompt alone is no caption.
+        nothing = not self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        judged = judge("" if nothing else raw, policies=Policies(tries=1), finish_reason=finish_reason)
+        texts = [judged.text] if judged.text else []
         return {
-            "texts": [] if empty else [raw.strip()],
+            "texts": texts,
             "raw": raw,
-            "verdict": "rejected" if empty else "good",
-            "reason": "empty" if empty else None,
+            "verdict": judged.verdict,
+            "reason": judged.reason,
+            "checks": checked(judged.findings, judged.coverage, texts),
             "request": digest(self.settings.request(row)),
-            "finish_reason": "stop" if stopped else "length",
+            "finish_reason": finish_reason,
             "tokens_in": len(self.prompt),
             "tokens_out": len(said) + stopped,
             "seconds": seconds,
         }
 
 
-class Draw:
-    """A logits processor after which the likeliest token *is* a random draw: the Gumbel-max trick.
-
-    argmax(logits + Gumbel noise) is distributed as softmax(logits) (Maddison et al. 2014, arXiv:1411.0030). The noise
-    of a row comes from a generator of its own, on the processor, so neither batch nor device changes the draw.
-    """
-
-    def __init__(self, seeds: list[str]) -> None:
-        import torch
-        import xxhash
-
-        # manual_seed takes a signed number, so the hash loses its top bit.
-        self.generators = [torch.Generator().manual_seed(xxhash.xxh64_intdigest(seed.encode()) >> 1) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Add noise to `scores` (B, V), the logits of the token after `input_ids` (B, L)."""
-        import torch
-
-        size = scores.shape[-1]
-        noise = torch.stack([torch.empty(size).exponential_(generator=generator) for generator in self.generators])
-        return scores.float() - noise.log().to(scores.device)  # -log of an exponential is Gumbel
-
-
-def _base_of(adapter: str) -> tuple[str, str | None]:
-    """The model that an adapter was trained on and its revision, by the adapter's own word."""
-    path = Path(adapter).expanduser() / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        return str(config["base_model_name_or_path"] or BASE), config.get("revision")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CutlineError(
-            f"blip: {adapter} is no folder of a PEFT adapter ({path.name}: {error}). One on the hub comes here by: "
-            f"hf download {adapter} --local-dir FOLDER"
-        ) from None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        import torch
-    except ImportError as error:
-        raise _not_installed(error) from None
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an assertion is what a torch without CUDA raises
-        first_line = str(error).partition("\n")[0]
-        raise CutlineError(f"blip: device={name} cannot be used here: {first_line} Try -o device=cpu") from None
-
-
 def _load(settings: Blip, device: torch.device) -> tuple[Any, Any, Any]:
-    """The model (in evaluation mode, adapter merged in, on its device), its image processor and its tokenizer."""
+    """The model, its image processor and its tokenizer."""
     try:
-        import torch
-
         transformers: Any = import_module("transformers")
         # The image processor that needs no torchvision.
         pillow: Any = import_module("transformers.models.blip.image_processing_pil_blip")
     except ImportError as error:
-        raise _not_installed(error) from None
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    local = Path(str(settings.model)).expanduser()
-    name = str(local) if local.exists() else str(settings.model)
-    where = {"revision": settings.revision} if settings.revision else {}
-    dtype = getattr(torch, settings.dtype)
-    try:
-        kind = transformers.AutoConfig.from_pretrained(name, **where).model_type
-        if kind != "blip":
-            raise CutlineError(
-                f"blip: {settings.model} is a model of type '{kind}', not 'blip'; give another -o model=…"
-            )
-        image_processor = pillow.BlipImageProcessorPil.from_pretrained(name, **where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
-        model, loading = transformers.BlipForConditionalGeneration.from_pretrained(
-            # An adapter is merged in float32: in a shorter format it would be rounded away.
-            name,
-            **where,
-            dtype=torch.float32 if settings.adapter else dtype,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        there = "is a folder, but not of a BLIP model" if local.exists() else "is no folder here, nor came from the hub"
-        raise CutlineError(
-            f"blip: model={settings.model} {there}: {first_line} Give a folder: -o model=FOLDER"
-        ) from None
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise CutlineError(
-            f"blip: {settings.model} is a BLIP of another kind than a captioner: {len(missing)} weights are missing, "
-            f"such as {missing[0]}. Use a captioner: -o model={BASE}"
-        )
-    if settings.adapter:
-        model = _merge(model, settings.adapter)
-    return model.to(device=device, dtype=dtype).eval(), image_processor, tokenizer
-
-
-def _merge(model: Any, adapter: str) -> Any:
-    """Put an adapter into the weights of its base, after which it costs nothing."""
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise _not_installed(error) from None
-    folder = str(Path(adapter).expanduser())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what PEFT and transformers will rename
-            adapted = PeftModel(model, PeftConfig.from_pretrained(folder))
-        loading = adapted.load_adapter(folder, "default")
-        misfits = [*loading.missing_keys, *loading.unexpected_keys]
-        if misfits:
-            raise ValueError(f"{len(misfits)} of its weights, such as {misfits[0]}, do not match.")
-        return adapted.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise CutlineError(
-            f"blip: the adapter {adapter} does not fit {model.name_or_path}: {first_line} "
-            "Give the model that it was trained on: -o model=…"
-        ) from None
-
-
-def _not_installed(error: ImportError) -> CutlineError:
-    return CutlineError(f"blip needs more libraries ({error}): pip install 'cutline[models]'")
+        raise not_installed(settings, error) from None
+    config = load_config(settings, "blip")
+    image_processor = load_part(settings, pillow.BlipImageProcessorPil)
+    tokenizer = load_part(settings, transformers.AutoTokenizer)
+    model = load_weights(settings, transformers.BlipForConditionalGeneration, device, config)
+    return model, image_processor, tokenizer

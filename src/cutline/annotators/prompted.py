@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import xxhash
 
-from cutline.annotators.session import Row, RowError
 from cutline import schemas
-from cutline.checks.judging import Judged, judge
+from cutline.annotators.session import Row, RowError
 from cutline.checks.findings import Finding, checked
+from cutline.checks.judging import judge
 from cutline.options import OptionError, option
 from cutline.prompts import structured
 from cutline.prompts.prompt import Prompt, find_prompt, tags_of
@@ -140,7 +140,7 @@ class Prompted:
         """
         prompt, policies = asked.prompt, self.asking.checks
         parsed = structured.parse(raw) if prompt.answer == "json" else None
-        unread = parsed is not None and parsed.verdict == "rejected"
+        unread = parsed.reason if parsed and parsed.verdict == "rejected" else None
         said = tags_of(row, self.tags) or {}
         judged = judge(
             parsed.text if parsed and not unread else raw,
@@ -158,7 +158,7 @@ class Prompted:
             texts = [prompt.fill(prompt.around, row, self.tags, spaces=True, answer=judged.text)]
         findings = list(judged.findings)
         if unread:
-            findings.insert(0, Finding("structure", str(parsed.reason)))
+            findings.insert(0, Finding("structure", unread))
         columns = {
             "texts": texts,
             "raw": raw,

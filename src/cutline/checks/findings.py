@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import xxhash
 
 KINDS = {
     "empty": "nothing is said: no letters, or only None and the like",
@@ -35,6 +39,21 @@ class Finding:
     def __post_init__(self) -> None:
         if len(self.detail) > DETAIL:
             object.__setattr__(self, "detail", self.detail[: DETAIL - 1] + "…")
+
+
+def checked(findings: Sequence[Finding], coverage: float | None, texts: Sequence[str]) -> dict[str, Any]:
+    """The columns of a row of the checks layer: what was found in these texts of a picture."""
+    return {
+        "findings": [finding.kind for finding in findings],
+        "details": [finding.detail for finding in findings],
+        "coverage": coverage,
+        "caption": hash_of(texts),
+    }
+
+
+def hash_of(texts: Sequence[str]) -> str:
+    """By which one can tell whether a row of the checks layer is about these texts: xxh64, 16 hexadecimal digits."""
+    return xxhash.xxh64_hexdigest("\0".join(texts).encode())
 
 
 @dataclass(frozen=True)

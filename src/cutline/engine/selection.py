@@ -73,7 +73,7 @@ class Selection:
 
     def checks(self) -> LayerWriter:
         """Open the layer that says what is wrong with the captions of this one; nothing is made until it has a row."""
-        return self.dataset.layer(f"checks/{self.layer.partition('/')[2]}").write()
+        return self.dataset.layer(f"checks/{self.layer.partition('/')[2] or self.layer}").write()
 
     def rows(self) -> Iterator[Row]:
         """The pictures to do, sorted by key, with the layers that the annotator reads and which `attempt` this is."""

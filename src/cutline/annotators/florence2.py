@@ -1,0 +1,174 @@
+"""Florence-2 captions pictures by its own tasks: small, quick, and taught three lengths of caption.
+
+The network is `Florence2ForConditionalGeneration` of transformers (Xiao et al. 2023, https://arxiv.org/abs/2311.06242).
+A task is asked by its sign alone, such as <DETAILED_CAPTION>, for which the processor puts the sentence that the model
+was trained with. Any other text is asked as it is, as fine-tuned models may have tasks of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cutline.annotators.local import (
+    Local,
+    LocalSession,
+    Said,
+    Search,
+    choose_batch_size,
+    ends_of,
+    find_device,
+    load_config,
+    load_part,
+    load_weights,
+    read_tokens,
+)
+from cutline.annotators.prompted import Asked, Prompted
+from cutline.annotators.session import Row, RowError
+from cutline.options import CutlineError, OptionError, option
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NATIVE = "florence-community/"
+BASE = NATIVE + "Florence-2-base-ft"
+
+TEXT_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")
+"""Tasks that are answered by a text."""
+
+REGION_TASKS = (
+    "<OCR_WITH_REGION>",
+    "<OD>",
+    "<DENSE_REGION_CAPTION>",
+    "<REGION_PROPOSAL>",
+    "<CAPTION_TO_PHRASE_GROUNDING>",
+    "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "<REGION_TO_SEGMENTATION>",
+    "<OPEN_VOCABULARY_DETECTION>",
+    "<REGION_TO_CATEGORY>",
+    "<REGION_TO_DESCRIPTION>",
+    "<REGION_TO_OCR>",
+)
+"""Tasks that are answered by boxes and outlines, or are about one."""
+
+
+@dataclass(frozen=True)
+class Florence2(Prompted, Local, Search):
+    """Caption pictures with Florence-2."""
+
+    writes: ClassVar[str] = "captions/florence-2"
+    workers: ClassVar[Literal["device", "core"]] = "device"
+    called: ClassVar[str] = "florence2"
+    base: ClassVar[str | None] = BASE
+    default_beams: ClassVar[int] = 3
+
+    prompt: str = option(
+        "florence2-detailed", "florence2-caption, -detailed or -more-detailed, or a TOML file with a task's sign"
+    )
+    model: str | None = option(None, f"hub name or local folder; the adapter's base, or else {BASE}", files=True)
+    beams: int | None = option(None, "texts searched side by side: 1 is greedy; 3, or 1 with sample=true")
+
+    def __post_init__(self) -> None:
+        """Refuse what is known to be wrong before any model is loaded."""
+        Prompted.__post_init__(self)
+        for one in self.asking.one_of or (self.asking,):
+            if one.system.strip():
+                raise OptionError("florence2 has no place for a system prompt; leave it empty with -o system=")
+            if problem := _problem(one.user):
+                raise OptionError(f"florence2: {problem}")
+        Search.__post_init__(self)
+        Local.__post_init__(self)
+        owner, _, name = str(self.model).rpartition("/")
+        if owner == "microsoft":
+            raise OptionError(
+                f"florence2: {self.model} runs by code that comes with it, which is not run here; the same weights for "
+                f"the class in transformers are -o model={NATIVE}{name}"
+            )
+
+    def request(self, row: Row) -> dict[str, Any]:
+        """What is asked of the model for this row; its digest becomes the row's `request`."""
+        attempt = row.get("attempt") or 1
+        asked = self.ask(row, attempt)
+        said: dict[str, Any] = {
+            **self.weights(),
+            "task": asked.user.strip(),
+            "picture": row["uri"],
+            "generation": self.generation(attempt),
+        }
+        if sampling := self.sampling(attempt):
+            said["sampling"] = {**sampling, "seed": asked.seed}
+        return said
+
+    def load(self) -> Florence2Session:
+        """Load the weights. Raises CutlineError where they, or the libraries for them, are not there or do not fit."""
+        return Florence2Session(self)
+
+
+class Florence2Session(LocalSession):
+    """Florence-2's weights on one device. Shapes: B rows, P tokens of what is asked, L tokens of what is said."""
+
+    def __init__(self, settings: Florence2) -> None:
+        self.settings = settings
+        self.threads = settings.threads
+        self.device = find_device(settings)
+        config = load_config(settings, "florence2")
+        if getattr(config, "auto_map", None):
+            raise CutlineError(
+                f"florence2: {settings.model} is made for code that comes with it, which is not run here; use one that "
+                f"is made for the class in transformers, such as -o model={BASE}"
+            )
+        transformers: Any = import_module("transformers")
+        self.processor = load_part(settings, transformers.Florence2Processor)
+        self.tokenizer = self.processor.tokenizer
+        self.model = load_weights(settings, transformers.Florence2ForConditionalGeneration, self.device, config)
+        self.dtype = self.model.dtype
+        self.ends = ends_of(self.model, self.tokenizer)
+        longest = config.text_config.max_position_embeddings
+        if settings.max_tokens + 1 > longest:  # and the one that begins
+            raise CutlineError(
+                f"florence2: max_tokens={settings.max_tokens} is more than the {longest - 1} tokens of "
+                f"{settings.model}; set -o max_tokens lower"
+            )
+        self.batch_size = choose_batch_size(settings, self.device, self._probe)
+
+    def prepare(self, row: Row) -> Image.Image:
+        """Decode a picture to RGB on white. Raises RowError where nothing can be asked about it."""
+        if problem := _problem(self.settings.ask(row, row.get("attempt") or 1).user):
+            raise RowError("no_prompt", problem)
+        return super().prepare(row)
+
+    def say(self, asked: list[Asked], pictures: list[Image.Image], attempt: int) -> list[Said]:
+        """Ask about these pictures."""
+        texts = [one.user.strip() for one in asked]
+        draw = self.drawing(asked, attempt)
+        return self._generate(texts, pictures, logits_processor=draw, **self.settings.generation(attempt))
+
+    def _generate(self, texts: list[str], pictures: list[Image.Image], **search: Any) -> list[Said]:
+        import torch
+
+        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.device, self.dtype)  # floats to the dtype, numbers stay
+        with torch.inference_mode():
+            tokens = self.model.generate(**inputs, **search)  # (B, L), from the sign of the start on
+        return [
+            read_tokens(self.tokenizer, said, self.ends, int(mask.sum()))
+            for said, mask in zip(tokens[:, 1:].tolist(), inputs["attention_mask"], strict=True)
+        ]
+
+    def _probe(self) -> None:
+        from PIL import Image
+
+        longest = {**self.settings.generation(), "min_new_tokens": self.settings.max_tokens}
+        self._generate([TEXT_TASKS[1]], [Image.new("RGB", (768, 768))], **longest)
+
+
+def _problem(user: str) -> str | None:
+    """What is wrong with this as a prompt of Florence-2."""
+    text = user.strip()
+    tasks = [task for task in (*TEXT_TASKS, *REGION_TASKS) if task in text]
+    if region := [task for task in tasks if task in REGION_TASKS]:
+        return f"{region[0]} gives boxes or asks for them, and no caption; there are {', '.join(TEXT_TASKS)}"
+    if tasks and text != tasks[0]:
+        return f"the task {tasks[0]} stands alone; there is other text beside it: {text!r:.100}"
+    return None

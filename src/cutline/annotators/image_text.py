@@ -1,0 +1,305 @@
+"""Any vision-language model that transformers has a class for answers a prompt about a picture.
+
+Qwen2-VL (ToriiGate), Qwen3-VL, LLaVA (JoyCaption), SmolVLM, Idefics, Gemma, PaliGemma and some ninety families more go
+one way: the chat template that comes with the model renders what is asked, its processor turns that and the picture
+into tensors, `generate` writes on, and only what is new is read back. What differs between families is found out by
+trying when the model is loaded, not kept in a table. Nothing needs torchvision, which processors want for films alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cutline.annotators.local import (
+    Local,
+    LocalSession,
+    Said,
+    Search,
+    choose_batch_size,
+    ends_of,
+    find_device,
+    load_config,
+    load_part,
+    load_weights,
+    read_tokens,
+)
+from cutline.annotators.prompted import Asked, Prompted
+from cutline.annotators.session import Row, RowError
+from cutline.options import CutlineError, OptionError, option
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+ELSEWHERE = {"blip": "the annotator blip", "florence2": "the annotator florence2"}
+"""Model types that have an annotator of their own."""
+
+PROBE_SIDE = 1024
+"""Pixels a side of the picture by which batch_size=auto is measured, unless max_pixels says less or more."""
+
+
+@dataclass(frozen=True)
+class ImageText(Prompted, Local, Search):
+    """Ask a vision-language model about each picture."""
+
+    writes: ClassVar[str] = "captions/image_text"
+    workers: ClassVar[Literal["device", "core"]] = "device"
+    called: ClassVar[str] = "image_text"
+
+    max_tokens: int = option(1000, "an answer is cut after so many tokens")
+    min_pixels: int | None = option(
+        None, "smaller pictures are scaled up to so many pixels; by default the model's own"
+    )
+    max_pixels: int | None = option(
+        None, "larger pictures are scaled down to so many pixels; by default the model's own"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is known to be wrong before any model is loaded."""
+        for name in ("min_pixels", "max_pixels"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise OptionError(f"image_text: {name}={given} does not fit: it is at least 1")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise OptionError(f"image_text: min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
+        Prompted.__post_init__(self)
+        Search.__post_init__(self)
+        Local.__post_init__(self)
+
+    def request(self, row: Row) -> dict[str, Any]:
+        """What is asked of the model for this row; its digest becomes the row's `request`."""
+        attempt = row.get("attempt") or 1
+        asked = self.ask(row, attempt)
+        said: dict[str, Any] = {
+            **self.weights(),
+            "messages": [
+                *([{"role": "system", "content": asked.system}] if asked.system else []),
+                {"role": "user", "content": asked.user},
+            ],
+            "picture": row["uri"],
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "generation": self.generation(attempt),
+        }
+        if sampling := self.sampling(attempt):
+            said["sampling"] = {**sampling, "seed": asked.seed}
+        return said
+
+    def load(self) -> ImageTextSession:
+        """Load the weights. Raises CutlineError where they, or the libraries for them, are not there or do not fit."""
+        return ImageTextSession(self)
+
+
+class ImageTextSession(LocalSession):
+    """A model's weights on one device. Shapes: B rows, P tokens of what is asked, L tokens in all."""
+
+    def __init__(self, settings: ImageText) -> None:
+        from PIL import Image
+
+        self.settings = settings
+        self.threads = settings.threads
+        self.device = find_device(settings)
+        transformers: Any = import_module("transformers")
+        config = load_config(settings)
+        _refuse_type(settings, config)
+        self.processor = _load_processor(settings, config)
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"  # what is written on follows what is asked
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        _limit_pixels(settings, self.processor.image_processor)
+        blank = Image.new("RGB", (64, 64))
+        self.chat = _Chat(settings, self.processor, blank)
+        self.model = load_weights(settings, transformers.AutoModelForImageTextToText, self.device, config)
+        self.dtype: torch.dtype = self.model.dtype
+        self.ends = ends_of(self.model, self.tokenizer)
+        side = round((settings.max_pixels or PROBE_SIDE**2) ** 0.5)
+        self.batch_size = choose_batch_size(settings, self.device, lambda: self._probe(Image.new("RGB", (side, side))))
+
+    def prepare(self, row: Row) -> Image.Image:
+        """Decode a picture to RGB on white. Raises RowError where nothing can be asked about it."""
+        asked = self.settings.ask(row, row.get("attempt") or 1)
+        self.chat.render(asked.system, asked.user)
+        return super().prepare(row)
+
+    def say(self, asked: list[Asked], pictures: list[Image.Image], attempt: int) -> list[Said]:
+        """Ask about these pictures."""
+        texts = [self.chat.render(one.system, one.user) for one in asked]
+        draw = self.drawing(asked, attempt)
+        return self._generate(texts, pictures, logits_processor=draw, **self.settings.generation(attempt))
+
+    def _generate(self, texts: list[str], pictures: list[Image.Image], **search: Any) -> list[Said]:
+        import torch
+
+        inputs = self.chat.tensors(texts, pictures).to(self.device, self.dtype)  # floats to the dtype, numbers stay
+        with torch.inference_mode():
+            tokens = self.model.generate(**inputs, **search, pad_token_id=self.tokenizer.pad_token_id)  # (B, L)
+        given = inputs["input_ids"]  # (B, P)
+        start = given.shape[1]
+        if tokens.shape[1] < start or not torch.equal(tokens[:, :start], given):
+            start = 0  # a model that makes embeddings of what is asked returns what is new alone
+        return [
+            read_tokens(self.tokenizer, new, self.ends, int(mask.sum()))
+            for new, mask in zip(tokens[:, start:].tolist(), inputs["attention_mask"], strict=True)
+        ]
+
+    def _probe(self, picture: Image.Image) -> None:
+        longest = {**self.settings.generation(), "min_new_tokens": self.settings.max_tokens}
+        system = self.chat.sentinel if self.chat.has_system else ""
+        self._generate([self.chat.render(system, self.chat.sentinel)], [picture], **longest)
+
+
+class _Chat:
+    """How a model is spoken to: found by trying the ways there are on its own template and processor."""
+
+    sentinel = "zq 7 hello world"
+    """A text that comes through a template as it is, or the template was not made for texts in that place."""
+
+    def __init__(self, settings: ImageText, processor: Any, picture: Image.Image) -> None:
+        self.settings, self.processor, self.tokenizer = settings, processor, processor.tokenizer
+        found = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+        self.template: str | None = found.get("default") if isinstance(found, dict) else found
+        self.image_token: str = str(getattr(processor, "image_token", None) or "<image>")
+        self.special = sorted({*self.tokenizer.all_special_tokens, self.image_token} - {""})
+        prompt = settings.asking
+        self.has_system = any(one.system.strip() for one in prompt.one_of or (prompt,))
+        self.way = self._choose(picture)
+
+    def render(self, system: str, user: str) -> str:
+        """What the model is given to read, with one place for a picture. Raises RowError for tokens of the model's."""
+        for token in self.special:
+            if token in user or token in system:
+                raise RowError(
+                    "special_token", f"what would be asked has {token!r} in it, which the model reads as a sign"
+                )
+        return self._render(self.way, system, user)
+
+    def tensors(self, texts: list[str], pictures: list[Image.Image]) -> Any:
+        """The processor's tensors for rendered texts and a picture each."""
+        # As transformers has it: a template that writes the start is not given another.
+        begins = self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token)
+        more = {"add_special_tokens": False} if begins else {}
+        made = self.processor(
+            text=texts, images=[[picture] for picture in pictures], padding=True, return_tensors="pt", **more
+        )
+        made.pop("labels", None)  # PaliGemma's, for training
+        return made
+
+    def _choose(self, picture: Image.Image) -> str:
+        if self.template is None:
+            if self.has_system:
+                raise CutlineError(
+                    f"image_text: {self.settings.model} has no chat template, and so no place for a system prompt; "
+                    "leave it empty with -o system="
+                )
+            ways = ["plain"]
+        else:
+            ways = ["parts", "text", "text with the picture in it"]
+        refusals = []
+        for way in ways:
+            try:
+                rendered = self._render(way, "", self.sentinel)
+                if rendered.count(self.sentinel) == 1 and "'type'" not in rendered:
+                    self.tensors([rendered], [picture])  # which counts the places for pictures
+                    break
+            except Exception as error:  # whatever a template or a processor made by others may raise
+                refusals.append(str(error).strip().partition("\n")[0])
+        else:
+            why = f" ({refusals[0]})" if refusals else ""
+            raise CutlineError(
+                f"image_text: {self.settings.model} cannot be asked: its chat template does not take a text and a "
+                f"picture in any way that is known{why}. A server may run it: see the annotator server"
+            )
+        if self.has_system:
+            try:
+                said = self._render(way, "system " + self.sentinel, "user " + self.sentinel)
+                held = said.count("system " + self.sentinel) == 1 == said.count("user " + self.sentinel)
+            except Exception:  # templates refuse by raising errors of their own
+                held = False
+            if not held:
+                raise CutlineError(
+                    f"image_text: the chat template of {self.settings.model} takes no system prompt; leave it empty "
+                    "with -o system= and say all with -o user=…"
+                )
+        return way
+
+    def _render(self, way: str, system: str, user: str) -> str:
+        if way == "plain":
+            return f"{self.image_token}{user}"
+        content: Any = user
+        told: Any = system
+        if way == "parts":
+            content, told = [{"type": "image"}, {"type": "text", "text": user}], [{"type": "text", "text": system}]
+        elif way == "text with the picture in it":
+            content = f"{self.image_token}\n{user}"
+        messages = [*([{"role": "system", "content": told}] if system else []), {"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+        )
+
+
+def _refuse_type(settings: ImageText, config: Any) -> None:
+    auto: Any = import_module("transformers.models.auto.modeling_auto")
+    kind = config.model_type
+    if kind in ELSEWHERE:
+        raise CutlineError(f"image_text: {settings.model} is a model of type '{kind}': use {ELSEWHERE[kind]} for it")
+    if kind not in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise CutlineError(
+            f"image_text: {settings.model} is a model of type '{kind}', which does not answer texts about pictures in "
+            "transformers; give another -o model=…"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise CutlineError(
+            f"image_text: {settings.model} is a model of type '{kind}', an encoder with a decoder, which is not run "
+            "here; give another -o model=…, or let a server run it: see the annotator server"
+        )
+
+
+def _load_processor(settings: ImageText, config: Any) -> Any:
+    """The model's processor, without its part for films, which needs torchvision."""
+    auto: Any = import_module("transformers.models.auto.processing_auto")
+    kind: Any = auto.PROCESSOR_MAPPING.get(type(config), auto.AutoProcessor)
+    parts = kind.get_attributes() if hasattr(kind, "get_attributes") else []
+    if "video_processor" in parts:
+        place = parts.index("video_processor")
+
+        class ForPictures(kind):  # type: ignore[misc]
+            @classmethod
+            def get_attributes(cls) -> list[str]:
+                return [part for part in parts if part != "video_processor"]
+
+            @classmethod
+            def _get_arguments_from_pretrained(cls, *args: Any, **more: Any) -> list[Any]:
+                loaded = super()._get_arguments_from_pretrained(*args, **more)
+                return [*loaded[:place], None, *loaded[place:]]
+
+        ForPictures.__name__ = kind.__name__  # transformers looks its relations up by it
+        kind = ForPictures
+    found = load_part(settings, kind)
+    if getattr(found, "tokenizer", None) is None or getattr(found, "image_processor", None) is None:
+        raise CutlineError(
+            f"image_text: {settings.model} brings no processor of pictures and texts (preprocessor_config.json, "
+            "tokenizer.json); give a whole model with -o model=…"
+        )
+    return found
+
+
+def _limit_pixels(settings: ImageText, image_processor: Any) -> None:
+    """Set the least and most pixels of a picture, where the model's pictures differ in size."""
+    given = {name: getattr(settings, name) for name in ("min_pixels", "max_pixels")}
+    if not any(given.values()):
+        return
+    known = getattr(image_processor.valid_kwargs, "__annotations__", {})
+    if not {"min_pixels", "max_pixels"} <= set(known):
+        name = next(name for name, value in given.items() if value)
+        raise CutlineError(
+            f"image_text: {name} has no effect on {settings.model}, which scales every picture to sizes of its own "
+            f"({type(image_processor).__name__}); leave it out"
+        )
+    least, most = (getattr(image_processor.size, edge) for edge in ("shortest_edge", "longest_edge"))
+    if settings.max_pixels:
+        least, most = min(least, settings.max_pixels), settings.max_pixels
+    if settings.min_pixels:
+        least, most = settings.min_pixels, max(most, settings.min_pixels)
+    image_processor.size = type(image_processor.size)(shortest_edge=least, longest_edge=most)

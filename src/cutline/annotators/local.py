@@ -1,0 +1,523 @@
+"""What annotators with weights of their own share: finding and loading them, and how words are searched or drawn.
+
+An annotator takes the options of `Local` (which weights, in what format, where) and `Search` (how words follow from
+them) by subclassing both, and loads with `load_config`, `load_part` and `load_weights`. All that is known to be wrong
+is refused before weights are loaded; what cannot be loaded is a `CutlineError` that says what to type next.
+
+What a row is told depends on the row and the settings alone, not on the batch that it sat in, the device or the order.
+Searches (greedy, beams) are so by nature. Sampling is made so: each row draws from a generator of its own (`Draw`).
+Code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cutline.annotators.session import Batched, Row
+from cutline.options import CutlineError, OptionError, digest, option
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from cutline.annotators.prompted import Asked
+
+AGAIN = 0.7
+"""The temperature at which a row is asked once more where its settings search: another seed is to give other words."""
+
+FEW = 4
+"""Rows at once for batch_size=auto where memory is not measured (a processor's cores are busy with one row or two)."""
+MOST = 64
+"""Rows at once at most for batch_size=auto: beyond, a GPU is no faster, and a stop loses more work in hand."""
+SHARE = 0.8
+"""Of the memory that is free: what batch_size=auto gives to a batch."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """The options of an annotator with weights of its own. A subclass's `__post_init__` calls that of this class."""
+
+    called: ClassVar[str]
+    """The annotator's name, with which its errors begin."""
+    base: ClassVar[str | None] = None
+    """The model where none is named, and no adapter names its own."""
+
+    model: str | None = option(None, "hub name or local folder; without one, the adapter's base", files=True)
+    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+    adapter: str | None = option(None, "folder of a PEFT adapter (LoRA and its kin)", files=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "number format of the weights, and of computing with quantised ones; auto: as they are stored"
+    )
+    quantize: Literal["int8", "nf4"] | None = option(None, "shrink the weights by bitsandbytes: to a half, a quarter")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(
+        None, "how attention is computed; without it, as transformers thinks best for the model"
+    )
+    batch_size: int | Literal["auto"] = option(
+        "auto",
+        "rows at once, halved when memory runs out; auto: as many as fit on a GPU, few elsewhere",
+        identity=False,
+    )
+    threads: int = option(2, "threads that read and decode pictures", identity=False)
+    device: str = option("auto", "auto, cpu, cuda:0, mps", identity=False)
+
+    def __post_init__(self) -> None:
+        """Fill in what was left open and refuse what is known to be wrong."""
+        for name in ("batch_size", "threads"):
+            if (given := getattr(self, name)) != "auto" and given < 1:
+                raise OptionError(f"{self.called}: {name}={given} does not fit: it is at least 1")
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise OptionError(
+                f"{self.called}: attention=flash_attention_2 does not work in float32; add -o dtype=bfloat16"
+            )
+        if self.model is None:
+            base, revision = self._adapters_base() if self.adapter else (self.base, None)
+            if not base:
+                raise OptionError(f"{self.called} needs a model: -o model=HUB/NAME or -o model=FOLDER")
+            object.__setattr__(self, "model", base)
+            object.__setattr__(self, "revision", self.revision or revision)
+        if self.revision and Path(str(self.model)).expanduser().exists():
+            raise OptionError(f"{self.called}: revision={self.revision} has no effect on the local folder {self.model}")
+
+    def _adapters_base(self) -> tuple[str | None, str | None]:
+        """The model that the adapter was trained on and its revision, by the adapter's own word."""
+        path = Path(str(self.adapter)).expanduser() / "adapter_config.json"
+        try:
+            config = json.loads(path.read_text("utf-8"))
+            return config["base_model_name_or_path"] or self.base, config.get("revision")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CutlineError(
+                f"{self.called}: {self.adapter} is no folder of a PEFT adapter ({path.name}: {error}). One on the hub "
+                f"comes here by: hf download {self.adapter} --local-dir FOLDER"
+            ) from None
+
+    def weights(self) -> dict[str, Any]:
+        """Which weights are asked, for a request."""
+        names = ("model", "revision", "adapter", "dtype", "quantize", "attention")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Search:
+    """The options of how words follow from weights. A subclass's `__post_init__` calls that of this class."""
+
+    called: ClassVar[str]
+    default_beams: ClassVar[int] = 1
+    """Where nothing is said of beams or sampling."""
+
+    beams: int | None = option(None, "texts searched side by side; 1, which is greedy")
+    sample: bool = option(False, "draw words by chance rather than search for the likeliest")
+    temperature: float | None = option(None, "with sample=true: below 1 safer, above 1 wilder; 1.0")
+    top_p: float | None = option(None, "with sample=true: draw among the likeliest words that hold this share; 0.9")
+    top_k: int | None = option(None, "with sample=true: draw among this many of the likeliest words")
+    min_p: float | None = option(None, "with sample=true: draw no word less likely than this share of the likeliest")
+    min_tokens: int = option(0, "a text may not end before so many tokens")
+    max_tokens: int = option(300, "a text is cut after so many tokens")
+    repetition_penalty: float = option(1.0, "above 1 makes words that were already said less likely")
+
+    def __post_init__(self) -> None:
+        """Fill in what was left open and refuse what would have no effect."""
+        for name, default in (("temperature", 1.0), ("top_p", 0.9), ("top_k", None), ("min_p", None)):
+            given = getattr(self, name)
+            if not self.sample and given is not None:
+                raise OptionError(f"{self.called}: {name}={given} has no effect without -o sample=true")
+            if self.sample and given is None:
+                object.__setattr__(self, name, default)
+        if self.beams is None:
+            object.__setattr__(self, "beams", 1 if self.sample else self.default_beams)
+        if self.sample and self.beams != 1:
+            raise OptionError(
+                f"{self.called}: beams={self.beams} has no meaning with sample=true; leave one of them out"
+            )
+        for name in ("beams", "max_tokens", "top_k"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise OptionError(f"{self.called}: {name}={given} does not fit: it is at least 1")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise OptionError(f"{self.called}: min_tokens={self.min_tokens} does not fit: it is 0 to max_tokens")
+        for name in ("repetition_penalty", "temperature"):
+            if (given := getattr(self, name)) is not None and not 0 < given < float("inf"):
+                raise OptionError(f"{self.called}: {name}={given} does not fit: it is more than 0")
+        for name in ("top_p", "min_p"):
+            if (given := getattr(self, name)) is not None and not 0 < given <= 1:
+                raise OptionError(f"{self.called}: {name}={given} does not fit: it is more than 0 and at most 1")
+
+    def sampling(self, attempt: int = 1) -> dict[str, Any] | None:
+        """How words are drawn in this attempt (temperature, top_k, top_p, min_p); None where they are searched."""
+        if self.sample:
+            found = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+            return {name: value for name, value in found.items() if value is not None}
+        return {"temperature": AGAIN} if attempt > 1 else None
+
+    def generation(self, attempt: int = 1) -> dict[str, Any]:
+        """The settings of the search in this attempt, by transformers' names."""
+        return {
+            "do_sample": False,  # chance, where wanted, comes in by `Draw`
+            "num_beams": 1 if self.sampling(attempt) else self.beams,
+            "min_new_tokens": self.min_tokens,
+            "max_new_tokens": self.max_tokens,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
+
+class Draw:
+    """A logits processor after which the likeliest token *is* a random draw: the Gumbel-max trick.
+
+    argmax(logits + Gumbel noise) is distributed as softmax(logits) (Maddison et al. 2014, arXiv:1411.0030). The noise
+    of a row comes from a generator of its own, on the processor, so neither batch nor device changes the draw.
+    """
+
+    def __init__(self, seeds: Sequence[int | str]) -> None:
+        """One seed for each row: a number from 0 to 2**63 - 1, or a text, whose xxh64 without its lowest bit is it."""
+        import torch
+        import xxhash
+
+        # manual_seed takes a signed number, so a hash loses a bit.
+        numbers = [xxhash.xxh64_intdigest(seed.encode()) >> 1 if isinstance(seed, str) else seed for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(number) for number in numbers]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Add noise to `scores` (B, V), the logits of the token after `input_ids` (B, L)."""
+        import torch
+
+        size = scores.shape[-1]
+        noise = torch.stack([torch.empty(size).exponential_(generator=generator) for generator in self.generators])
+        return scores.float() - noise.log().to(scores.device)  # -log of an exponential is Gumbel
+
+
+def drawing(sampling: Mapping[str, Any] | None, seeds: Sequence[int | str]) -> list[Any]:
+    """The logits processors for a batch: none where words are searched, else `sampling`'s and then a `Draw` by `seeds`.
+
+    They are given to `generate` as logits_processor, beside do_sample=False.
+    """
+    if sampling is None:
+        return []
+    import transformers
+
+    made: list[Any] = [transformers.TemperatureLogitsWarper(float(sampling["temperature"]))]
+    for name, kind in (
+        ("top_k", transformers.TopKLogitsWarper),
+        ("top_p", transformers.TopPLogitsWarper),
+        ("min_p", transformers.MinPLogitsWarper),
+    ):
+        if name in sampling:
+            made.append(kind(sampling[name]))
+    return [*made, Draw(seeds)]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said to one row."""
+
+    text: str
+    finish_reason: str
+    """`stop`, or `length` where it was cut."""
+    tokens_in: int
+    tokens_out: int
+
+
+class LocalSession(Batched):
+    """A session of settings that are `Prompted`, `Local` and `Search`: a subclass says what the model says, with `say`.
+
+    A row whose answer is to be made again is asked again within its batch, together with the others of that kind.
+    """
+
+    settings: Any
+
+    def say(self, asked: list[Asked], pictures: list[Image.Image], attempt: int) -> list[Said]:
+        """Ask about these pictures, searching or drawing words as `Search` has it for this attempt."""
+        raise NotImplementedError
+
+    def prepare(self, row: Row) -> Image.Image:
+        """Decode a picture to RGB on white. Raises RowError where there is nothing that could be asked about it."""
+        self.settings.ask(row, row.get("attempt") or 1)
+        return row["picture"].decode()  # type: ignore[no-any-return]
+
+    def batch(self, rows: list[Row], prepared: list[Image.Image]) -> list[Row]:
+        """Ask about a batch, and again where the prompt's policies say so."""
+        answers: list[Row] = [{} for _ in rows]
+        seconds = [0.0] * len(rows)
+        attempts = [row.get("attempt") or 1 for row in rows]
+        todo, tries = list(range(len(rows))), 1
+        while todo:
+            again = []
+            # Rows that come for the first time are searched while others are drawn, which takes two batches.
+            for drawn in (False, True):
+                places = [place for place in todo if bool(self.settings.sampling(attempts[place])) == drawn]
+                if not places:
+                    continue
+                started = time.perf_counter()
+                asked = [self.settings.ask(rows[place], attempts[place]) for place in places]
+                found = self.say(asked, [prepared[place] for place in places], attempts[places[0]])
+                share = (time.perf_counter() - started) / len(places)
+                for place, question, said in zip(places, asked, found, strict=True):
+                    row = {**rows[place], "attempt": attempts[place]}
+                    seconds[place] += share
+                    answer = self.settings.answer(
+                        row, question, said.text, finish_reason=said.finish_reason, tries=tries
+                    )
+                    if answer.again:
+                        again.append(place)
+                        attempts[place] += 1
+                        continue
+                    answers[place] = {
+                        **answer.columns,
+                        "attempt": row["attempt"],
+                        "request": digest(self.settings.request(row)),
+                        "tokens_in": said.tokens_in,
+                        "tokens_out": said.tokens_out,
+                        "seconds": seconds[place],
+                    }
+            todo, tries = again, tries + 1
+        return answers
+
+    def drawing(self, asked: list[Asked], attempt: int) -> list[Any]:
+        """The logits processors by which words are drawn in this attempt, if they are."""
+        return drawing(self.settings.sampling(attempt), [one.seed for one in asked])
+
+
+def read_tokens(tokenizer: Any, new: list[int], ends: set[int], tokens_in: int) -> Said:
+    """The text of new tokens, up to the first of those that end it, without the tokenizer's signs."""
+    end = next((place for place, token in enumerate(new) if token in ends), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    return Said(text, "length" if end is None else "stop", tokens_in, len(new) if end is None else end + 1)
+
+
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text."""
+    found = model.generation_config.eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    return set(found) if isinstance(found, list) else {found}
+
+
+def find_libraries(settings: Local) -> Any:
+    """The module transformers, quiet. Raises CutlineError where it, or what the settings need beside it, is lacking."""
+    try:
+        import torch  # noqa: F401
+
+        transformers: Any = import_module("transformers")
+    except ImportError as error:
+        raise not_installed(settings, error) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if settings.quantize and find_spec("bitsandbytes") is None:
+        raise CutlineError(
+            f"{settings.called}: quantize={settings.quantize} needs bitsandbytes: pip install 'cutline[quant]'"
+        )
+    if settings.quantize:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each multiplication
+        try:
+            import_module("bitsandbytes")
+        except Exception as error:  # it loads libraries of its own, which may fail in many ways
+            raise CutlineError(
+                f"{settings.called}: quantize={settings.quantize}: bitsandbytes does not work with the torch that is "
+                f"installed here ({_first_line(error)}). Leave -o quantize out, or: pip install -U bitsandbytes"
+            ) from None
+    if settings.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise CutlineError(
+            f"{settings.called}: attention=flash_attention_2 needs the package flash-attn, which is not installed: "
+            "pip install flash-attn --no-build-isolation, or leave it to -o attention=sdpa"
+        )
+    return transformers
+
+
+def find_device(settings: Local) -> torch.device:
+    """The device of the settings. Raises CutlineError where it cannot be used."""
+    try:
+        import torch
+    except ImportError as error:
+        raise not_installed(settings, error) from None
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an assertion is what a torch without CUDA raises
+        raise CutlineError(
+            f"{settings.called}: device={name} cannot be used here: {_first_line(error)} Try -o device=cpu"
+        ) from None
+    if settings.attention == "flash_attention_2" and device.type != "cuda":
+        raise CutlineError(
+            f"{settings.called}: attention=flash_attention_2 works on CUDA devices only, and this is {name}; "
+            "leave it to -o attention=sdpa"
+        )
+    return device
+
+
+def load_config(settings: Local, *types: str) -> Any:
+    """The model's configuration. Raises CutlineError where there is none, or it is of none of these `types`."""
+    transformers = find_libraries(settings)
+    with _loading(settings):
+        said, _ = transformers.PreTrainedConfig.get_config_dict(_name(settings), **_where(settings))
+        if not said:
+            raise OSError("there is no config.json in it.")
+    kind = said.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise CutlineError(
+            f"{settings.called}: {settings.model} is a model of type '{kind}', for which transformers has no class of "
+            "its own, and code that comes with a model is not run. A server may run it: see the annotator server"
+        )
+    config = load_part(settings, transformers.AutoConfig)
+    if types and config.model_type not in types:
+        raise CutlineError(
+            f"{settings.called}: {settings.model} is a model of type '{config.model_type}', not "
+            f"{' or '.join(map(repr, types))}; give another -o model=…"
+        )
+    return config
+
+
+def load_part(settings: Local, kind: Any, **more: Any) -> Any:
+    """`kind.from_pretrained` of the settings' model: a configuration, tokenizer or processor."""
+    with _loading(settings):
+        return kind.from_pretrained(_name(settings), **_where(settings), **more)
+
+
+def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) -> Any:
+    """The model, in evaluation mode on its device.
+
+    Args:
+        settings: which weights.
+        kind: the class that has them, such as `transformers.AutoModelForCausalLM`.
+        device: where to, from `find_device`.
+        config: the model's, from `load_config`.
+
+    An adapter is merged into the weights, after which it costs nothing; it is merged in float32, as in a shorter format
+    it would be rounded away. Quantised weights cannot take it in: there it works on top of them.
+
+    Raises:
+        CutlineError: there are no such weights, some are missing, the adapter is of another model, the model cannot
+            compute attention so.
+    """
+    import torch
+
+    found = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    dtype: torch.dtype = found if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    merged = settings.adapter and not settings.quantize
+    more: dict[str, Any] = {"dtype": torch.float32 if merged else dtype}
+    if not merged:
+        more["device_map"] = {"": device}
+    if settings.attention:
+        more["attn_implementation"] = settings.attention
+    if settings.quantize:
+        more["quantization_config"] = _quantisation(settings, dtype)
+    with _loading(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bitsandbytes and accelerate, about themselves
+        model, loading = kind.from_pretrained(
+            _name(settings), **_where(settings), config=config, output_loading_info=True, **more
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise CutlineError(
+            f"{settings.called}: {settings.model} is no whole {type(model).__name__}: {len(missing)} weights are "
+            f"missing, such as {missing[0]}. Give another -o model=…"
+        )
+    if settings.quantize == "nf4" and device.type == "cpu":
+        for part in model.modules():
+            # The quick way of bitsandbytes 0.50 on processors with AVX512 fails on weights of such shapes.
+            if hasattr(part, "support_avx512bf16_for_cpu") and (part.in_features % 64 or part.out_features % 32):
+                part.support_avx512bf16_for_cpu = False
+    if settings.adapter:
+        model = _adapt(settings, model)
+    if merged:
+        model = model.merge_and_unload().to(device=device, dtype=dtype)
+    # What is not said in the request is not to come from a file beside the model.
+    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
+    return model.eval()
+
+
+def choose_batch_size(settings: Local, device: torch.device, probe: Callable[[], object]) -> int:
+    """The rows at once that the settings ask for; for `auto` on CUDA, as many as fit.
+
+    Args:
+        settings: as given.
+        device: where the model is.
+        probe: answers one row of the largest kind, to the greatest length, and lets go of it.
+    """
+    if settings.batch_size != "auto":
+        return settings.batch_size
+    if device.type != "cuda":
+        return FEW
+    import torch
+
+    probe()  # the first one allocates what stays
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    probe()
+    one = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return fitting(free=torch.cuda.mem_get_info(device)[0], one=one)
+
+
+def fitting(*, free: int, one: int) -> int:
+    """How many rows fit at once into 80 % of `free` bytes at `one` byte count each: 1 to `MOST`."""
+    return max(1, min(MOST, int(SHARE * free) // max(1, one)))
+
+
+def not_installed(settings: Local, error: ImportError) -> CutlineError:
+    """The error for a library that is lacking."""
+    return CutlineError(f"{settings.called} needs more libraries ({_first_line(error)}): pip install 'cutline[models]'")
+
+
+def _quantisation(settings: Local, dtype: torch.dtype) -> Any:
+    transformers: Any = import_module("transformers")
+    if settings.quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _adapt(settings: Local, model: Any) -> Any:
+    """The model with its adapter on top."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise not_installed(settings, error) from None
+    folder = str(Path(str(settings.adapter)).expanduser())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what PEFT and transformers will rename
+            adapted = PeftModel(model, PeftConfig.from_pretrained(folder))
+            loading = adapted.load_adapter(folder, "default")
+        misfits = [*loading.missing_keys, *loading.unexpected_keys]
+        if misfits:
+            raise ValueError(f"{len(misfits)} of its weights, such as {misfits[0]}, do not match.")
+        return adapted
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+        raise CutlineError(
+            f"{settings.called}: the adapter {settings.adapter} does not fit {settings.model}: {_first_line(error)} "
+            "Give the model that it was trained on: -o model=…"
+        ) from None
+
+
+@contextmanager
+def _loading(settings: Local) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise not_installed(settings, error) from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        here = Path(_name(settings)).exists()
+        there = "is a folder, but cannot be loaded" if here else "is no folder here, nor came from the hub"
+        raise CutlineError(
+            f"{settings.called}: model={settings.model} {there}: {_first_line(error)} Give a folder: -o model=FOLDER"
+        ) from None
+
+
+def _name(settings: Local) -> str:
+    local = Path(str(settings.model)).expanduser()
+    return str(local) if local.exists() else str(settings.model)
+
+
+def _where(settings: Local) -> dict[str, Any]:
+    return {"trust_remote_code": False, **({"revision": settings.revision} if settings.revision else {})}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
