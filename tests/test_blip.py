@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import tiny
-from cutline.annotators.blip import BASE, Blip, Draw
+from cutline.annotators.blip import BASE, Blip
+from cutline.annotators.local import Draw
 from cutline.annotators.session import Row
 from cutline.demo.scenes import scenes
 from cutline.options import CutlineError, OptionError, digest, fill, identity

@@ -794,6 +794,16 @@ def _(w: World) -> bool:
     return _workers(w, 1) == 1 and _workers(w, 3) == 3
 
 
+@seen("annotate reparse")
+def _(w: World) -> bool:
+    (w.folder / "bad.json").write_text(json.dumps({"a.png": {"caption": '{"a": "A cat.", }'}}))
+    w.cli("add", w.photos)
+    given = ("-o", f"image_dir={w.photos}", "-o", "rejected=true", "-o", "layer=bad")
+    w.cli("add", w.photos, w.folder / "bad.json", "--from", "kohya", *given)
+    words = ("image_text", "-o", "model=none", "-o", "prompt=toriigate-json", "--as", "captions/bad", "--reparse")
+    return "1 changed (1 repaired)" in w.cli("annotate", w.photos, *words)
+
+
 @seen("annotate dry_run")
 def _(w: World) -> bool:
     said = added(w, "annotate", w.photos, "echo", "--dry-run")
@@ -861,6 +871,16 @@ def exported_shuffled(w: World, *more: str) -> str:
 @seen("plugins name")
 def _(w: World) -> bool:
     return "-o says=" in w.cli("plugins", "echo") and "-o" not in w.cli("plugins")
+
+
+@seen("presets kind")
+def _(w: World) -> bool:
+    return "recipes " in w.cli("presets") and "recipes " not in w.cli("presets", "prompts")
+
+
+@seen("presets name")
+def _(w: World) -> bool:
+    return 'answer = "json"' in w.cli("presets", "prompts", "toriigate-json")
 
 
 @seen("sql dataset")

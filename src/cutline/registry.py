@@ -26,6 +26,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "blip": "cutline.annotators.blip:Blip",
         "echo": "cutline.annotators.echo:Echo",
         "facts": "cutline.annotators.facts:Facts",
+        "florence2": "cutline.annotators.florence2:Florence2",
+        "image_text": "cutline.annotators.image_text:ImageText",
         "server": "cutline.annotators.server:Server",
     },
     "exports": {
