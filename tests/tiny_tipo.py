@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cutline.prompts.tipo import MARKERS
 
-WORDS = "A girl with long hair smiles in the rain She has a red hat Two girls stand 1girl 2girls solo smile".split()
+_SENTENCES = "A girl with long hair smiles in the rain She has a red hat Two girls stand 1girl 2girls solo smile"
+WORDS = _SENTENCES.split()
 PIECES = ["tag", "long", "short", "rating", "target", ".", ",", ":", "\u2581"]
 CHARACTERS = [chr(number) for number in range(33, 127)]
 

@@ -37,7 +37,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cutline.annotators.session import Halt, Row, failure
+from cutline.annotators.session import Halt, Row, RowError, failure
 from cutline.options import CutlineError, OptionError, option
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ REASONS = {
     "refused_request": "the server does not take this request (4xx); its words are in `detail`",
     "unauthorized": "the server does not let this request through (403)",
     "too_large": "the request is larger than the server takes (413)",
+    "filtered": "the server's content filter stopped the answer",
 }
 """Why a row that was sent to servers has no answer: its `error`."""
 
@@ -75,12 +76,11 @@ LOOK_SECONDS = 10.0
 """How long an endpoint may take at the start to list its models."""
 
 
-class RemoteError(CutlineError):
+class RemoteError(RowError):
     """A request that got no answer. `reason` is one of `REASONS`, the text is for people."""
 
     def __init__(self, reason: str, detail: str, *, sent: bool = True, after: float | None = None) -> None:
-        super().__init__(detail)
-        self.reason = reason
+        super().__init__(reason, detail)
         self.detail = detail
         self.sent = sent
         """False where no connection was made: that can be no fault of the request's."""
@@ -234,7 +234,8 @@ class _Endpoint:
 
     def refused(self, after: float | None, started: float, now: float, longest: float) -> None:
         """It is busy."""
-        self.refusals += 1
+        if started >= self.cut_at:  # those that were refused together count once
+            self.refusals += 1
         pause = _backoff(self.refusals) if after is None else after
         self.paused_until = max(self.paused_until, now + min(pause, longest))
         self._cut(0.5, started, now)
@@ -599,6 +600,8 @@ class _Stream:
             asyncio.run(self._serve())
         except asyncio.CancelledError:
             pass
+        except BaseExceptionGroup as group:  # of the tasks; the first one cancelled the others
+            self.answers.put(group.exceptions[0])
         except BaseException as error:
             self.answers.put(error)
         finally:
@@ -660,8 +663,6 @@ class _Stream:
             answer = {"key": row["key"], **await self.session.one(row)}
         except Halt:
             raise
-        except RemoteError as error:
-            answer = {"key": row["key"], "error": error.reason, "detail": error.detail}
         except Exception as error:
             answer = failure(row["key"], error)
             answer["detail"] = self.session._words(str(answer["detail"]))
