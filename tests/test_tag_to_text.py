@@ -325,10 +325,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_the_start_is_there_once(tipo_folder: Path) -> None:
     session = made(tipo_folder).load()
-    tokens = session.prepare(row(0, tag_row())).tokens  # type: ignore[attr-defined]
-    start = session.tokenizer.bos_token_id  # type: ignore[attr-defined]
-    assert tokens[0] == start
-    assert tokens.count(start) == 1
+    tokens = session.tokens(session.settings.ask(row(0, tag_row()), 1))  # type: ignore[attr-defined]
+    assert session.tokenizer.convert_ids_to_tokens(tokens).count("<s>") == 1  # type: ignore[attr-defined]
+    assert session.tokenizer.convert_ids_to_tokens(tokens[0]) == "<s>"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -535,8 +534,14 @@ def test_a_server_is_asked_again_with_another_seed() -> None:
 
 
 def test_a_server_without_a_text_is_a_typed_error() -> None:
-    with serving(lambda body: (None, "stop"), tokens={}) as server:  # type: ignore[arg-type,return-value]
+    with serving(lambda body: (7, "stop"), tokens={}) as server:  # type: ignore[arg-type,return-value]
         assert only(remote(server), row(0, tag_row()))["error"] == "bad_reply"
+
+
+def test_one_worker_asks_servers_however_many_devices_there_are() -> None:
+    settings = TagToText(endpoints=("http://localhost:1/v1",))
+    assert (settings.workers, TagToText().workers) == ("one", "device")
+    assert settings.device != "auto", "which the engine would fill in"
 
 
 def test_a_server_of_another_model_is_refused() -> None:
@@ -581,6 +586,7 @@ def stored(dataset: Dataset) -> dict[str, Row]:
     return {row["key"]: {**(row["captions/tipo"] or {}), "checks": row["checks/tipo"], "seconds": 0} for row in found}
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_pictures_lack_and_needs_no_pictures(tmp_path: Path, tipo_folder: Path) -> None:
     settings = TagToText(model=str(tipo_folder), max_tokens=24, batch_size=4, device="cpu")
     whole, parts = tagged(tmp_path / "whole"), tagged(tmp_path / "parts")

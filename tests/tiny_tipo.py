@@ -58,6 +58,16 @@ def save_tipo(
     return folder
 
 
+def save_tipo_adapter(folder: Path, base: Path) -> Path:
+    """Save a random LoRA adapter, strong enough to be seen, for the model that `save_tipo` left at `base`."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
+    return folder
+
+
 def _tokenizer(markers: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer like LLaMA's: pieces that begin with a space, bytes for what has no piece, and a start token."""
     special = ["<unk>", "<s>", "</s>"]
@@ -72,7 +82,7 @@ def _tokenizer(markers: Sequence[str]) -> PreTrainedTokenizerFast:
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made,
         unk_token="<unk>",
         bos_token="<s>",
@@ -83,8 +93,8 @@ def _tokenizer(markers: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def _keep_to_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Let a random model say words and the end, and hardly ever anything else."""
-    likely = tokenizer.convert_tokens_to_ids([*(f"\u2581{word}" for word in WORDS), ".", "</s>"])
-    unlikely = sorted(set(range(len(tokenizer))) - set(likely))
+    likely = {tokenizer.convert_tokens_to_ids(name) for name in (*(f"\u2581{word}" for word in WORDS), ".", "</s>")}
+    unlikely = [number for number in range(len(tokenizer)) if number not in likely]
     model.lm_head.weight.data[unlikely] = 0.0
 
 

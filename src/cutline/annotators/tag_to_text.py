@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 import xxhash
 
 from cutline import schemas
-from cutline.annotators import endpoints, local
+from cutline.annotators import endpoints, local, server
 from cutline.annotators.prompted import Answer
-from cutline.annotators.session import Batched, Row, RowError, Session
+from cutline.annotators.session import Row, RowError, Session
 from cutline.checks import Policies, judge
 from cutline.checks.findings import checked
 from cutline.compose import scores
-from cutline.options import CutlineError, OptionError, digest, option
+from cutline.options import CutlineError, OptionError, option
 from cutline.prompts import tipo
 from cutline.prompts.prompt import tags_of
 from cutline.tags import spaced
@@ -44,6 +43,9 @@ RATINGS = {"g": "safe", "s": "sensitive", "q": "nsfw", "e": "nsfw, explicit"}
 
 QUALITY = "kohaku"
 """The score table with whose words TIPO was trained."""
+
+CONTEXT = 1024
+"""Tokens that TIPO was trained to read and write."""
 
 PENALTY = 1.0
 """The repetition penalty: none. It would punish the words of the prompt too, which are the tags to be written about.
@@ -70,8 +72,9 @@ class TagToText(local.Local, endpoints.Remote):
     called: ClassVar[str] = "tag_to_text"
     base: ClassVar[str | None] = "KBlueLeaf/TIPO-500M-ft"
     writes: ClassVar[str] = "captions/tipo"
-    workers: ClassVar[Literal["device", "core"]] = "device"
     opens: ClassVar[bool] = False
+    api: ClassVar[str] = "completions"
+    picture: ClassVar[bool] = False
 
     tags: tuple[str, ...] = option(
         (), "tag layers, of which the first that has tags for a picture counts; by default the dataset's only one"
@@ -153,6 +156,11 @@ class TagToText(local.Local, endpoints.Remote):
         if kind is local.Local:
             object.__setattr__(self, "model", self.model or self.base)
             object.__setattr__(self, "device", NOWHERE)
+
+    @property
+    def workers(self) -> Literal["device", "one"]:
+        """One for each device; one where a server has the weights."""
+        return "one" if self.endpoints else "device"
 
     @property
     def _from_short(self) -> bool:
@@ -241,39 +249,37 @@ class TagToText(local.Local, endpoints.Remote):
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""
-        return self.asking(self.ask(row, row.get("attempt") or 1))
-
-    def asking(self, asked: Asked) -> dict[str, Any]:
-        """`request`, of what `ask` gave."""
+        attempt = row.get("attempt") or 1
+        asked = self.ask(row, attempt)
         if self.endpoints:
-            return {**self.body(asked), "picture": None}
+            return {**self.body(asked, attempt), "picture": None}
         return {
             **self.weights(),
             "prompt": str(asked.prompt),
             "picture": None,
             "stop": list(asked.prompt.stops("long")),
-            "sampling": {**self.sampling(), "seed": asked.seed},
-            "generation": self.generation(),
+            "sampling": {**self.sampling(attempt), "seed": asked.seed},
+            "generation": self.generation(attempt),
         }
 
-    def body(self, asked: Asked) -> dict[str, Any]:
-        """What is sent to a server's `/completions`."""
+    def body(self, asked: Asked, attempt: int, picture: object = None) -> dict[str, Any]:
+        """What is sent to a server's `/completions`. There is never a picture in it."""
         return {
             "model": self.model,
             "prompt": str(asked.prompt),
             "max_tokens": self.max_tokens,
-            **self.sampling(),
+            **self.sampling(attempt),
             "repetition_penalty": PENALTY,  # vLLM's name for it
             "repeat_penalty": PENALTY,  # llama.cpp's
             "seed": asked.seed & 0x7FFF_FFFF,  # llama.cpp keeps 32 bits, of which one value means: any
             "stop": list(asked.prompt.stops("long")),
         }
 
-    def sampling(self) -> dict[str, Any]:
-        """How words are drawn, by the names of transformers and of servers."""
+    def sampling(self, attempt: int = 1) -> dict[str, Any]:
+        """How words are drawn, by the names of transformers and of servers; the same at every attempt."""
         return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
 
-    def generation(self) -> dict[str, Any]:
+    def generation(self, attempt: int = 1) -> dict[str, Any]:
         """The settings of the search, by transformers' names."""
         return {
             "do_sample": False,  # chance comes in by `local.Draw`
@@ -315,115 +321,80 @@ class TagToText(local.Local, endpoints.Remote):
     @property
     def policies(self) -> Policies:
         """What is done about a caption with something wrong. Made of tags alone, it may not deny them."""
-        coverage = "again" if self.least_coverage else "keep"
-        return Policies(count="again", coverage=coverage, tries=self.attempts, least_coverage=self.least_coverage)
+        return Policies(
+            count="again",
+            coverage="again" if self.least_coverage else "keep",
+            tries=self.attempts,
+            least_coverage=self.least_coverage,
+        )
 
     def load(self) -> Session:
         """Load the weights, or look at the server. Raises CutlineError where they are not there, or no TIPO model's."""
         return TagToTextRemote(self) if self.endpoints else TagToTextSession(self)
 
 
-@dataclass
-class _Prepared:
-    """A question, ready for the model."""
-
-    asked: Asked
-    tokens: list[int]
-    tries: int = 1
-    seconds: float = 0.0
-    answer: Row = field(default_factory=dict)
-
-
-class TagToTextSession(Batched):
-    """TIPO's weights on one device. Shapes: B rows, L tokens so far, V tokens in the vocabulary."""
+class TagToTextSession(local.LocalSession):
+    """TIPO's weights on one device. Shapes: B rows, L tokens so far."""
 
     def __init__(self, settings: TagToText) -> None:
-        self.settings = settings
+        self.settings: TagToText = settings
         self.threads = settings.threads
         transformers = local.find_libraries(settings)
         config = local.load_config(settings)
         self.tokenizer = local.load_part(settings, transformers.AutoTokenizer)
         _check_markers(settings, self.tokenizer)
-        self.context: int = getattr(config, "max_position_embeddings", None) or 1024  # TIPO's, where it does not say
+        self.start, self.end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self.context: int = getattr(config, "max_position_embeddings", None) or CONTEXT
         self.colons = _with_a_colon(self.tokenizer)
         self.device = local.find_device(settings)
         self.model = local.load_weights(settings, transformers.AutoModelForCausalLM, self.device, config)
         self.batch_size = local.choose_batch_size(settings, self.device, self._probe)
 
-    def prepare(self, row: Row) -> _Prepared:
-        """Write the prompt of a row. Raises RowError as `ask` does, and `too_long`."""
-        return self._prepared(self.settings.ask(row, row["attempt"]))
+    def prepare(self, row: Row) -> Any:
+        """See whether there is something to ask. Raises RowError as `ask` does, and `too_long`."""
+        prompt = self.tokens(self.settings.ask(row, row.get("attempt") or 1))
+        if len(prompt) >= self.context:
+            raise RowError("too_long", f"its prompt is {len(prompt)} tokens long, and {self.context} are the most")
 
-    def batch(self, rows: list[Row], prepared: list[_Prepared]) -> list[Row]:
-        """Caption a batch; those whose caption is wrong once more, until it is right or their tries are used up."""
-        todo = list(zip(rows, prepared, strict=True))
-        while todo:
-            started = time.perf_counter()
-            said = self._generate([one for _, one in todo])
-            seconds = (time.perf_counter() - started) / len(todo)
-            again = []
-            for (row, one), (raw, finish_reason, count) in zip(todo, said, strict=True):
-                one.seconds += seconds
-                attempt = row["attempt"] + one.tries - 1
-                answer = self.settings.answer(row, one.asked, raw, finish_reason=finish_reason, tries=one.tries)
-                one.answer = {
-                    **answer.columns,
-                    "request": digest(self.settings.asking(one.asked)),
-                    "attempt": attempt,
-                    "tokens_in": len(one.tokens),
-                    "tokens_out": count,
-                    "seconds": one.seconds,
-                }
-                if answer.again:
-                    one.asked, one.tries = self.settings.ask(row, attempt + 1), one.tries + 1
-                    again.append((row, one))
-            todo = again
-        return [one.answer for one in prepared]
+    def say(self, asked: list[Asked], pictures: object, attempt: int) -> list[local.Said]:  # type: ignore[override]
+        """Let the model write on from each prompt."""
+        ending = _Ending(self, asked)
+        processors = local.drawing(self.settings.sampling(attempt), [one.seed for one in asked])
+        self._generate(ending.prompts, logits_processor=processors, stopping_criteria=[ending])
+        return [ending.said[place] for place in range(len(asked))]
 
-    def _prepared(self, asked: Asked) -> _Prepared:
-        # The start is put there here, so it is there once, whatever the tokenizer would do.
-        words = self.tokenizer(str(asked.prompt), add_special_tokens=False).input_ids
-        tokens = [self.tokenizer.bos_token_id, *words]
-        if len(tokens) >= self.context:
-            raise RowError("too_long", f"its prompt is {len(tokens)} tokens long, and {self.context} are the most")
-        return _Prepared(asked, tokens)
+    def tokens(self, asked: Asked) -> list[int]:
+        """A prompt's tokens. The start is put there here, so it is there once, whatever the tokenizer would do."""
+        return [self.start, *self.tokenizer(str(asked.prompt), add_special_tokens=False).input_ids]
 
-    def _generate(self, batch: list[_Prepared]) -> list[tuple[str, str, int]]:
-        """What the model writes after each prompt, why it ended (stop, length) and how many tokens that took."""
-        ending = _Ending(self, batch, max(len(one.tokens) for one in batch))
-        self._run(batch, stopping_criteria=[ending])
-        return ending.found
+    def text(self, before: int, new: list[int]) -> str:
+        """The text of tokens as it follows on a token. Alone, a tokenizer would drop the space that they begin with."""
+        start, whole = (
+            str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            for tokens in ([before], [before, *new])
+        )
+        return whole.removeprefix(start)
 
-    def _run(self, batch: list[_Prepared], **more: Any) -> None:
+    def _generate(self, prompts: list[list[int]], **more: Any) -> None:
         import torch
 
-        width = max(len(one.tokens) for one in batch)
-        end = self.tokenizer.eos_token_id
-        filled = [[end] * (width - len(one.tokens)) + one.tokens for one in batch]  # on the left: all end together
-        mask = [[0] * (width - len(one.tokens)) + [1] * len(one.tokens) for one in batch]
+        width = max(map(len, prompts))
+        filled = [[self.end] * (width - len(tokens)) + tokens for tokens in prompts]  # on the left: all end together
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]
         with torch.inference_mode():
             self.model.generate(
                 input_ids=torch.tensor(filled, device=self.device),  # (B, L)
                 attention_mask=torch.tensor(mask, device=self.device),
-                logits_processor=local.drawing(self.settings.sampling(), [one.asked.seed for one in batch]),
-                eos_token_id=end,
-                pad_token_id=end,
+                eos_token_id=self.end,
+                pad_token_id=self.end,
                 **self.settings.generation(),
                 **more,
             )
 
     def _probe(self) -> None:
         """Answer one row of the greatest length: as many tags as TIPO was given at most, and all of `max_tokens`."""
-        one = self._prepared(Asked(tipo.TipoPrompt(tags=["long hair"] * 72), 0))
-        self._run([one], min_new_tokens=self.settings.max_tokens)
-
-    def text(self, before: int, new: list[int]) -> str:
-        """The text of tokens as it follows on a token. Alone, a tokenizer would drop the space that they begin with."""
-        start, whole = (
-            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for tokens in ([before], [before, *new])
-        )
-        return whole.removeprefix(start) if whole.startswith(start) else whole
+        prompt = self.tokens(Asked(tipo.TipoPrompt(tags=["long hair"] * 72), 0))
+        self._generate([prompt], min_new_tokens=self.settings.max_tokens)
 
 
 class _Ending:
@@ -433,76 +404,42 @@ class _Ending:
     only after a token with a colon in it, since all end so.
     """
 
-    def __init__(self, session: TagToTextSession, batch: list[_Prepared], width: int) -> None:
+    def __init__(self, session: TagToTextSession, asked: list[Asked]) -> None:
         self.session = session
-        self.batch = batch
-        self.width = width
-        self.limits = [min(session.settings.max_tokens, session.context - len(one.tokens)) for one in batch]
-        self.ended: dict[int, tuple[str, str, int]] = {}
+        self.asked = asked
+        self.prompts = [session.tokens(one) for one in asked]
+        self.width = max(map(len, self.prompts))
+        self.limits = [min(session.settings.max_tokens, session.context - len(tokens)) for tokens in self.prompts]
+        self.said: dict[int, local.Said] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         """Which of the rows of `input_ids` (B, L) have ended: bool (B,)."""
         import torch
 
         for place, last in enumerate(input_ids[:, -1].tolist()):
-            if place not in self.ended:
+            if place not in self.said:
                 self._look(place, last, input_ids)
-        return torch.tensor([place in self.ended for place in range(len(self.batch))], device=input_ids.device)
+        return torch.tensor([place in self.said for place in range(len(self.asked))], device=input_ids.device)
 
     def _look(self, place: int, last: int, input_ids: torch.Tensor) -> None:
         count = input_ids.shape[1] - self.width
-        over = last == self.session.tokenizer.eos_token_id
-        if not over and count < self.limits[place] and last not in self.session.colons:
+        over, full = last == self.session.end, count >= self.limits[place]
+        if not over and not full and last not in self.session.colons:
             return
-        new = input_ids[place, self.width :].tolist()
-        text = self.session.text(self.batch[place].tokens[-1], new[:-1] if over else new)
-        if (end := self.batch[place].asked.prompt.end(text, "long")) is not None:
-            self.ended[place] = (text[:end], "stop", count)
-        elif over:
-            self.ended[place] = (text, "stop", count)
-        elif count >= self.limits[place]:
-            self.ended[place] = (text, "length", count)
-
-    @property
-    def found(self) -> list[tuple[str, str, int]]:
-        """Text, reason and tokens of each row."""
-        return [self.ended[place] for place in range(len(self.batch))]
+        tokens, new = self.prompts[place], input_ids[place, self.width :].tolist()
+        text = self.session.text(tokens[-1], new[:-1] if over else new)
+        end = self.asked[place].prompt.end(text, "long")
+        if over or full or end is not None:
+            reason = "stop" if over or end is not None else "length"
+            self.said[place] = local.Said(text[:end], reason, len(tokens), count)
 
 
-class TagToTextRemote(endpoints.RemoteSession):
+class TagToTextRemote(server.ServerSession):
     """Servers that complete text with TIPO's weights."""
 
-    settings: TagToText
-
     def __init__(self, settings: TagToText) -> None:
-        super().__init__(settings)
+        super().__init__(settings)  # type: ignore[arg-type]  # it has all that is asked of it
         _check_servers(settings)
-
-    async def one(self, row: Row) -> Row:
-        """Caption a row; once more where the caption is wrong, until it is right or its attempts are used up."""
-        started = time.perf_counter()
-        tries = 1
-        while True:
-            attempt = row["attempt"] + tries - 1
-            asked = self.settings.ask(row, attempt)
-            reply = await self.post("/completions", self.settings.body(asked))
-            choice, usage = reply["choices"][0], reply.get("usage")
-            if not isinstance(raw := choice.get("text"), str):
-                raise endpoints.RemoteError("bad_reply", "the server replied without a text")
-            usage = usage if isinstance(usage, dict) else {}
-            reason = choice.get("finish_reason")
-            finish_reason = reason if reason in ("stop", "length") else None
-            answer = self.settings.answer(row, asked, raw, finish_reason=finish_reason, tries=tries)
-            if not answer.again:
-                return {
-                    **answer.columns,
-                    "request": digest(self.settings.asking(asked)),
-                    "attempt": attempt,
-                    "tokens_in": usage.get("prompt_tokens"),
-                    "tokens_out": usage.get("completion_tokens"),
-                    "seconds": time.perf_counter() - started,
-                }
-            tries += 1
 
 
 def _check_servers(settings: TagToText) -> None:
