@@ -520,7 +520,7 @@ def tipo_threads(world: World, count: int) -> int:
     return len(names)
 
 
-SHORT_TASK = {"task": "short_to_long", "short": "captions/s"}
+SHORT_TASK: dict[str, Any] = {"task": "short_to_long", "short": "captions/s"}
 
 PLUGINS |= {
     "annotators tag_to_text tags": lambda w: tipo_changes(w, tags="tags/b"),

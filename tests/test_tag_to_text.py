@@ -542,6 +542,7 @@ def test_one_worker_asks_servers_however_many_devices_there_are() -> None:
     settings = TagToText(endpoints=("http://localhost:1/v1",))
     assert (settings.workers, TagToText().workers) == ("one", "device")
     assert settings.device != "auto", "which the engine would fill in"
+    assert identity(settings) != identity(TagToText()), "a server draws other words"
 
 
 def test_a_server_of_another_model_is_refused() -> None:

@@ -195,6 +195,10 @@ class TagToText(local.Local, endpoints.Remote):
             )
         return replace(self, tags=found)
 
+    def identify(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The settings by which a layer is known; a server draws other words than are drawn here."""
+        return {**found, "served": bool(self.endpoints)}
+
     def ask(self, row: Row, attempt: int) -> Asked:
         """What TIPO is asked about this picture at this attempt (from 1).
 
