@@ -252,6 +252,26 @@ def test_another_seed_mends_an_empty_caption(tmp_path: Path) -> None:
         assert (answer["attempt"] == 1) == (once[key]["verdict"] == "good")
 
 
+def test_a_caption_may_not_deny_its_tags(tmp_path: Path) -> None:
+    settings = made(tiny_tipo.save_tipo(tmp_path, says=chain(*word("Two girls stand"), ".")), attempts=2)
+    fine, wrong = row(0, tag_row("2girls")), row(1, tag_row("1girl solo"))
+    answers = say(settings, [fine, wrong])
+    assert (answers["p00.png"]["verdict"], answers["p00.png"]["attempt"]) == ("good", 1)
+    assert answers["p00.png"]["checks"]["findings"] == []
+    assert (answers["p01.png"]["verdict"], answers["p01.png"]["reason"]) == ("rejected", "count")
+    assert answers["p01.png"]["attempt"] == 2
+    assert answers["p01.png"]["checks"]["findings"] == ["count"]
+
+
+def test_a_caption_has_to_tell_of_as_many_tags_as_is_asked(tmp_path: Path) -> None:
+    settings = made(tiny_tipo.save_tipo(tmp_path, says=chain(*word("A girl smiles"), ".")), attempts=2)
+    asked = row(0, tag_row("1girl smile thighhighs red_hat"))
+    told = only(settings, asked)
+    assert (told["verdict"], told["checks"]["coverage"]) == ("good", 0.5)
+    strict = only(dataclasses.replace(settings, least_coverage=0.6), asked)
+    assert (strict["verdict"], strict["reason"], strict["attempt"]) == ("rejected", "coverage", 2)
+
+
 def test_a_caption_that_is_cut_loses_its_last_sentence_and_says_so(tmp_path: Path) -> None:
     folder = tiny_tipo.save_tipo(tmp_path, says=chain(*word("A girl smiles"), ".", *word("She has a red hat")))
     answer = only(made(folder, max_tokens=7), row(0, tag_row()))

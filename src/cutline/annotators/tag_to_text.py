@@ -12,6 +12,7 @@ generator for each row, whatever batch it is in.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -517,7 +518,10 @@ def _quality(given: Row) -> str:
         "fav_count": pa.array([given.get("fav_count")], pa.int64()),
         "rating": pa.array([given.get("rating")], pa.string()),
     }
-    return scores.find(QUALITY).words(columns)[0].as_py() or ""
+    return _table().words(columns)[0].as_py() or ""
+
+
+_table = functools.cache(lambda: scores.find(QUALITY))
 
 
 def _words(tags: Sequence[str]) -> list[str]:

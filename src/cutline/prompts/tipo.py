@@ -15,6 +15,7 @@ A prompt is the beginning of such a form, and the model writes on from there. Th
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class TipoPrompt:
             raise OptionError(f"length={self.length} has no effect on {self.task}, which was trained without a length")
         if unknown := [key for key in self.metadata if key not in METADATA]:
             raise OptionError(f"'{unknown[0]}' is no metadata of TIPO's; it has: {', '.join(METADATA)}")
-        given = [name for name, text in self._texts().items() if text is not None]
+        given = [name for name, text in self._texts.items() if text is not None]
         expected = self.order[: len(given)]
         if set(given) != set(expected):
             said = " and ".join(given) or "nothing"
@@ -107,14 +108,14 @@ class TipoPrompt:
             raise OptionError(f"{self.task or 'tags alone'} begins with {self.order[0]}, and none was given")
         if len(given) == len(self.order) and not self.expand:
             raise OptionError(f"{self.order[-1]} is given already, so there is nothing left to write; or set expand")
-        for key, text in {**self.metadata, **self._texts()}.items():
+        for key, text in {**self.metadata, **self._texts}.items():
             if text is not None:
                 _check_text(key, text)
 
     def __str__(self) -> str:
         lines = [f"{key}: {self.metadata[key]}" for key in METADATA if self.metadata.get(key)]
         lines.append(f"target: {' '.join(f'<|{marker}|>' for marker in self._target())}")
-        lines += [f"{key}: {text}" for key in self.order if (text := self._texts()[key]) is not None]
+        lines += [f"{key}: {text}" for key in self.order if (text := self._texts[key]) is not None]
         if not self.expand:
             lines.append(f"{self.opening}:")
         return "\n".join(lines)
@@ -127,7 +128,7 @@ class TipoPrompt:
     @property
     def opening(self) -> str:
         """The field that the completion begins in."""
-        given = sum(text is not None for text in self._texts().values())
+        given = sum(text is not None for text in self._texts.values())
         return self.order[given - self.expand]
 
     def stops(self, last: str = "") -> tuple[str, ...]:
@@ -165,7 +166,7 @@ class TipoPrompt:
             completion: the new text alone.
             finish_reason: "length" where it was cut by its length.
         """
-        given = f" {self._texts()[self.opening]}" if self.expand else ""
+        given = f" {self._texts[self.opening]}" if self.expand else ""
         fields = read(given + completion, self.opening)
         return Written(fields, cut=fields[-1][0] if finish_reason == "length" else None)
 
@@ -173,6 +174,7 @@ class TipoPrompt:
         target = [self.length or "long"] if has_length(self.task) else []
         return [*target, *([self.task] if self.task else []), *(["gen_meta"] if self.gen_meta else [])]
 
+    @functools.cached_property
     def _texts(self) -> dict[str, str | None]:
         return {"tag": tag_line(self.tags) or None, "short": self.short or None, "long": self.long or None}
 
