@@ -268,6 +268,9 @@ def test_a_caption_has_to_tell_of_as_many_tags_as_is_asked(tmp_path: Path) -> No
     asked = row(0, tag_row("1girl smile thighhighs red_hat"))
     told = only(settings, asked)
     assert (told["verdict"], told["checks"]["coverage"]) == ("good", 0.5)
+    for given in ({"blacklist": ("red hat", "thighhighs")}, {"blacklist": ("red_hat", "THIGHHIGHS")}):
+        less = only(dataclasses.replace(settings, **given), asked)  # type: ignore[arg-type]
+        assert less["checks"]["coverage"] == 1.0, "what it is not told it need not tell"
     strict = only(dataclasses.replace(settings, least_coverage=0.6), asked)
     assert (strict["verdict"], strict["reason"], strict["attempt"]) == ("rejected", "coverage", 2)
 

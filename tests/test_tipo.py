@@ -231,7 +231,7 @@ def test_metadata_that_was_asked_for_is_read() -> None:
 def test_a_field_that_comes_twice_is_there_twice_and_the_first_counts() -> None:
     said = TipoPrompt(tags=TAGS).read(" One.\nlong: Two.", finish_reason="length")
     assert said.fields == (("long", "One."), ("long", "Two."))
-    assert (said.get("long"), said.get("short"), said.cut) == ("One.", "", "long")
+    assert (said.get("long"), said.get("short"), said.cut) == ("One.", "", None), "the first is whole"
 
 
 def test_only_a_length_cuts_and_only_the_last_field() -> None:

@@ -304,14 +304,8 @@ class TagToText(local.Local, endpoints.Remote):
             tries: how often this picture has been asked in this run.
         """
         written = asked.prompt.read(raw, finish_reason=finish_reason)
-        cut = finish_reason if written.cut in ("long", None) else "stop"
-        given = self._given(row)
-        judged = judge(
-            written.get("long"),
-            policies=self.policies,
-            finish_reason=cut,
-            tags={name: given[name] for name in schemas.TAG_CATEGORIES},
-        )
+        cut = "length" if written.cut == "long" else "stop"
+        judged = judge(written.get("long"), policies=self.policies, finish_reason=cut, tags=self._evidence(row))
         texts = [judged.text] if judged.verdict != "rejected" else []
         columns = {
             "texts": texts,
@@ -322,6 +316,17 @@ class TagToText(local.Local, endpoints.Remote):
             "checks": checked(judged.findings, judged.coverage, texts),
         }
         return Answer(columns, judged.again and tries < self.attempts)
+
+    def _evidence(self, row: Row) -> dict[str, list[str]]:
+        """All tags of the picture, to hold the caption against. Those that TIPO was not told it need not tell."""
+        given = self._given(row)
+        told = {"general": given["general"], "unsorted": given["unsorted"]}
+        if "characters" in self.metadata:
+            told["character"] = given["character"]
+        known = tags_of(row, self.tags) or {}
+        every = [tag for name in schemas.TAG_CATEGORIES for tag in known.get(name) or () if tag]
+        names = {tag for tags in told.values() for tag in tags}
+        return {**told, "meta": [tag for tag in every if tag not in names]}
 
     @property
     def policies(self) -> Policies:

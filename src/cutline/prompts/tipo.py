@@ -168,7 +168,9 @@ class TipoPrompt:
         """
         given = f" {self._texts[self.opening]}" if self.expand else ""
         fields = read(given + completion, self.opening)
-        return Written(fields, cut=fields[-1][0] if finish_reason == "length" else None)
+        last = fields[-1][0]
+        whole = finish_reason != "length" or any(key == last for key, _ in fields[:-1])
+        return Written(fields, cut=None if whole else last)
 
     def _target(self) -> list[str]:
         target = [self.length or "long"] if has_length(self.task) else []
@@ -186,7 +188,7 @@ class Written:
     fields: tuple[tuple[str, str], ...]
     """Key and text, in the order in which they were written; a key may come twice."""
     cut: str | None = None
-    """The field in which the model's length ended, so that its text is not whole."""
+    """The field whose text is not whole, since it was cut by its length."""
 
     def get(self, key: str) -> str:
         """The text of a field, the first where there are two; empty where there is none."""
