@@ -64,8 +64,10 @@ class Annotator(Protocol):
         """The layers it is given."""
         ...
 
-    workers: ClassVar[Literal["device", "core", "one"]]
-    """One worker per device (models), one per processor core (plain computation), or one (servers)."""
+    @property
+    def workers(self) -> Literal["device", "core", "one"]:
+        """One worker per device (models), one per processor core (plain computation), or one (servers)."""
+        ...
 
     def load(self) -> Session:
         """Make the session: the only place where weights appear."""

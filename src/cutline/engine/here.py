@@ -172,7 +172,7 @@ class _Run:
         self.told = 0.0
 
     def go(self, workers: int | None) -> None:
-        wanted = type(self.selection.annotator).workers
+        wanted = self.selection.annotator.workers
         where = devices() if wanted == "device" else ["cpu"] * (1 if wanted == "one" else os.cpu_count() or 1)
         count = min(workers or len(where), self.report.todo)
         try:
