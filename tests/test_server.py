@@ -449,13 +449,17 @@ def test_from_tags_alone_no_picture_is_opened(tmp_path: Path, api: str) -> None:
 
 
 def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_path: Path) -> None:
-    dataset_of(tmp_path / "photos", 1)
-    (tmp_path / "meta.json").write_text(json.dumps({"gone.png": {"tags": "cat, hat"}, "p0000.png": {"tags": "dog"}}))
-    cutline("add", tmp_path / "photos", tmp_path / "meta.json", "-o", f"image_dir={tmp_path / 'photos'}")
-    with Misbehaving(says="a cat in a hat") as good:
-        cutline("annotate", tmp_path / "photos", "server", *typed(good, api="completions", prompt="from-tags"))
+    (tmp_path / "posts").mkdir()
+    posts = [{"id": 1, "tag_string_general": "cat hat"}, {"id": 2, "tag_string_general": "dog"}]
+    (tmp_path / "posts.jsonl").write_text("\n".join(json.dumps(post) for post in posts))
+    cutline("add", tmp_path / "posts", tmp_path / "posts.jsonl", "--from", "booru")
+    with Misbehaving(says="a dog") as good:
+        cutline("annotate", tmp_path / "posts", "server", *typed(good, api="completions", prompt="from-tags"))
         assert len(good.asked) == 2
         assert any("cat, hat" in asked.subject for asked in good.asked)
+        told = cutline("annotate", tmp_path / "posts", "server", *typed(good), "--as", "captions/seen").stderr
+        assert "known from metadata only" in told
+        assert len(good.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -584,6 +588,8 @@ def test_transformers_serve_captions_photographs(tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes((photos / "rocket.jpg").read_bytes()[:5000])
     count = len(list(photos.iterdir())) - 1
     model = tiny.save_llava(tmp_path / "llava")
+    config = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**config, "min_new_tokens": 12}))
     cutline("add", photos, code=3)
     with transformers_serve(model, tmp_path / "hf") as url:
         given = {"endpoints": url, "model": model, "max_tokens": 12, "in_flight": 2, "deadline": 60}
