@@ -70,12 +70,17 @@ def desk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(desk: Path) -> dict[str, str]:
-    """The environment of that reader. BLIP is there as if the hub had sent it, but tiny and with random weights."""
+    """The environment of that reader. Models are there as if the hub had sent them, but tiny, with random weights."""
     hub = desk / ".hub"
-    blip = hub / "hub" / "models--Salesforce--blip-image-captioning-base"
-    tiny.save_blip(blip / "snapshots" / "0")
-    (blip / "refs").mkdir()
-    (blip / "refs" / "main").write_text("0")
+    for name, save in (
+        ("Salesforce/blip-image-captioning-base", tiny.save_blip),
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", tiny.save_smolvlm),
+        ("florence-community/Florence-2-base-ft", tiny.save_florence2),
+    ):
+        folder = hub / "hub" / f"models--{name.replace('/', '--')}"
+        save(folder / "snapshots" / "0")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0")
     plug_ins = desk / ".plug-ins"
     return {
         **os.environ,
