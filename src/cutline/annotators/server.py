@@ -148,8 +148,6 @@ class ServerSession(RemoteSession):
         """Ask about one picture, and again while the answer has something wrong that another try may mend."""
         settings, loop = self.server, asyncio.get_running_loop()
         attempt, tries, seconds = row.get("attempt") or 1, 1, 0.0
-        tokens_in: int | None = None
-        tokens_out: int | None = None
         asked = settings.ask(row, attempt)
         url = ""
         if settings.picture:
@@ -161,10 +159,6 @@ class ServerSession(RemoteSession):
             reply = await self.post(PATHS[settings.api], settings.body(asked, attempt, url))
             seconds += time.perf_counter() - began
             raw, finish_reason = said(reply)
-            tokens_in, tokens_out = (
-                _sum(known, _usage(reply, name))
-                for known, name in ((tokens_in, "prompt_tokens"), (tokens_out, "completion_tokens"))
-            )
             answer = settings.answer(row, asked, raw, finish_reason=finish_reason, tries=tries)
             if not answer.again:
                 break
@@ -174,8 +168,8 @@ class ServerSession(RemoteSession):
             **answer.columns,
             "attempt": attempt,
             "request": digest(settings.request({**row, "attempt": attempt})),
-            "tokens_in": tokens_in,  # of all tries: it is what they cost
-            "tokens_out": tokens_out,
+            "tokens_in": _usage(reply, "prompt_tokens"),
+            "tokens_out": _usage(reply, "completion_tokens"),
             "seconds": seconds,
         }
 
@@ -259,7 +253,3 @@ def _usage(reply: dict[str, Any], name: str) -> int | None:
     usage = reply.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 1 << 31 else None
-
-
-def _sum(first: int | None, second: int | None) -> int | None:
-    return second if first is None else first + (second or 0)
