@@ -103,9 +103,81 @@ def refused(act: Callable[[], Any]) -> bool:
     return False
 
 
-def threads_of(world: World, count: int) -> int:
-    """How many threads prepare pictures for BLIP."""
-    session = options.fill(registry.load("annotators", "blip"), {"model": str(world.blip), "threads": count}).load()
+def tiny_model(world: World, name: str, **given: Any) -> str:
+    """The folder of a tiny model for this annotator."""
+    folder = world.folder / f"{name} {given}"
+    if not folder.exists():
+        {"image_text": tiny.save_qwen2_vl, "florence2": tiny.save_florence2}[name](folder, **given)
+    return str(folder)
+
+
+def asked(world: World, name: str, **given: Any) -> list[str]:
+    """What a model that is given a prompt says."""
+    given = {"model": tiny_model(world, name), "max_tokens": 20, "min_tokens": 5, **given}
+    return [row["raw"] for row in world.answers(name, **given)]
+
+
+def of_local_models(name: str, kind: str, user: str) -> dict[str, Seen]:
+    """The options that image_text and florence2 share, by what can be seen of them."""
+
+    def changes(also: dict[str, Any] | None = None, **given: Any) -> Seen:
+        return lambda w: asked(w, name, **(also or {})) != asked(w, name, **(also or {}), **given)
+
+    def adapted(w: World) -> bool:
+        base = Path(tiny_model(w, name))
+        folder = tiny.save_adapter(w.folder / "adapter", base, kind, ["q_proj", "v_proj"])
+        return asked(w, name) != asked(w, name, model=None, adapter=str(folder))
+
+    def attention(w: World) -> bool:
+        given = {"model": tiny_model(w, name), "attention": "eager", "max_tokens": 20}
+        session = options.fill(registry.load("annotators", name), given).load()
+        return bool(session.model.config._attn_implementation == "eager")
+
+    def prompt(w: World) -> bool:
+        (w.folder / "p.toml").write_text(f"user = {user!r}\n")
+        return asked(w, name) != asked(w, name, prompt=str(w.folder / "p.toml"))
+
+    def tags(w: World) -> bool:
+        given = {"model": "x", "tags": "tags/x", "user": "a [{tags}]"}
+        row = {"key": "a", "tags/x": {"general": ["cat"]}}
+        return bool(options.fill(registry.load("annotators", name), given).ask(row, 1).user == "a cat")
+
+    drawn = {"sample": True}
+    seen: dict[str, Seen] = {
+        "model": lambda w: asked(w, name) != asked(w, name, model=tiny_model(w, name, seed=5)),
+        "revision": lambda w: refused(lambda: asked(w, name, revision="main")),
+        "adapter": adapted,
+        "dtype": changes({"max_tokens": 60, "min_tokens": 60}, dtype="bfloat16"),
+        "quantize": changes(quantize="nf4"),
+        "attention": attention,
+        # Rows of one batch share its time.
+        "batch_size": lambda w: (
+            len({row["seconds"] for row in w.answers(name, model=tiny_model(w, name), max_tokens=5, batch_size=2)}) == 2
+        ),
+        "threads": lambda w: threads_of(w, 2, name) == 2 and threads_of(w, 4, name) == 4,
+        "device": lambda w: refused(lambda: asked(w, name, device="cuda:7")),
+        "prompt": prompt,
+        "user": changes(user=user),
+        "tags": tags,
+        "seed": changes(drawn, seed=1),
+        "beams": lambda w: asked(w, name, beams=1) != asked(w, name, beams=4),
+        "sample": changes(sample=True),
+        "temperature": changes(drawn, temperature=3.0),
+        "top_p": changes(drawn, top_p=0.1),
+        "top_k": changes(drawn, top_k=1),
+        "min_p": changes(drawn, min_p=0.9),
+        "min_tokens": lambda w: asked(w, name) != asked(w, name, min_tokens=20),
+        "max_tokens": lambda w: asked(w, name) != asked(w, name, max_tokens=5),
+        "repetition_penalty": changes(repetition_penalty=3.0),
+    }
+    return {f"annotators {name} {option}": what for option, what in seen.items()}
+
+
+def threads_of(world: World, count: int, name: str = "blip") -> int:
+    """How many threads prepare pictures for a model."""
+    model = str(world.blip) if name == "blip" else tiny_model(world, name)
+    given = {"model": model, "threads": count, "max_tokens": 20}
+    session = options.fill(registry.load("annotators", name), given).load()
     names, prepare, barrier = set(), session.prepare, threading.Barrier(count)
 
     def watched(row: Row) -> Any:
@@ -348,6 +420,18 @@ PLUGINS: dict[str, Seen] = {
     ),
     "annotators blip threads": lambda w: threads_of(w, 2) == 2 and threads_of(w, 4) == 4,
     "annotators blip device": lambda w: refused(lambda: w.say(device="cuda:7")),
+    "annotators blip top_k": lambda w: w.samples_change(top_k=1),
+    "annotators blip min_p": lambda w: w.samples_change(min_p=0.9),
+    "annotators blip quantize": lambda w: w.changes(quantize="nf4"),
+    "annotators blip attention": lambda w: (
+        refused(lambda: w.say(attention="sdpa")) and not w.changes(attention="eager")
+    ),
+    **of_local_models("florence2", "Florence2ForConditionalGeneration", "<CAPTION>"),
+    "annotators florence2 system": lambda w: refused(lambda: asked(w, "florence2", system="a cat")),
+    **of_local_models("image_text", "Qwen2VLForConditionalGeneration", "a red cat"),
+    "annotators image_text system": lambda w: asked(w, "image_text") != asked(w, "image_text", system="a red cat"),
+    "annotators image_text min_pixels": lambda w: asked(w, "image_text") != asked(w, "image_text", min_pixels=9000),
+    "annotators image_text max_pixels": lambda w: asked(w, "image_text") != asked(w, "image_text", max_pixels=800),
 }
 
 
@@ -400,7 +484,8 @@ def test_every_option_has_a_help_text_and_survives_as_text(name: str) -> None:
 
 
 def _required(group: str, plugin: str) -> dict[str, str]:
-    return {"path": "."} if group == "sources" else {}
+    needed = {"sources": {"path": "."}, "annotators image_text": {"model": "."}}
+    return needed.get(group) or needed.get(f"{group} {plugin}") or {}
 
 
 # -- commands -------------------------------------------------------------------------------------------------

@@ -28,12 +28,16 @@ def save_blip(folder: Path, *, seed: int = 0, end: float = 0.0) -> Path:
 
 def save_blip_adapter(folder: Path, base: Path, *, seed: int = 1) -> Path:
     """Save a random LoRA adapter, strong enough to be seen, for the model that `save_blip` left at `base`."""
+    return save_adapter(folder, base, "BlipForConditionalGeneration", ["query", "value", "qkv"], seed=seed)
+
+
+def save_adapter(folder: Path, base: Path, kind: str, modules: list[str], *, seed: int = 1) -> Path:
+    """Save a random LoRA adapter on these modules of the model at `base`, which transformers' class `kind` loads."""
     from peft import LoraConfig, get_peft_model
-    from transformers import BlipForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = BlipForConditionalGeneration.from_pretrained(base)
-    config = LoraConfig(r=4, lora_alpha=32, target_modules=["query", "value", "qkv"], init_lora_weights=False)
+    model = getattr(import_module("transformers"), kind).from_pretrained(base)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=modules, init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(str(folder))
     return folder
 
@@ -188,7 +192,7 @@ def save_gemma3(folder: Path, *, template: str = PARTS, seed: int = 0) -> Path:
     processor.save_pretrained(folder)
     config = transformers.Gemma3Config(
         vision_config=transformers.SiglipVisionConfig(image_size=32, patch_size=8, **_VISION, vision_use_head=False),
-        text_config=transformers.Gemma3TextConfig(**_TEXT, head_dim=16, **_signs(tokenizer)),
+        text_config=transformers.Gemma3TextConfig(**_TEXT, head_dim=16, query_pre_attn_scalar=16, **_signs(tokenizer)),
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
@@ -199,7 +203,7 @@ def save_gemma3(folder: Path, *, template: str = PARTS, seed: int = 0) -> Path:
     return _save(transformers.Gemma3ForConditionalGeneration, config, folder, seed)
 
 
-def save_florence2(folder: Path, *, seed: int = 0) -> Path:
+def save_florence2(folder: Path, *, seed: int = 1) -> Path:
     """Save a random Florence-2 (a DaViT of two stages before a BART), and its processor."""
     transformers = _quiet()
     tokenizer = new_tokenizer()
@@ -241,7 +245,7 @@ def save_florence2(folder: Path, *, seed: int = 0) -> Path:
         image_token_id=tokenizer.image_token_id,
         tie_word_embeddings=False,
     )
-    return _save(transformers.Florence2ForConditionalGeneration, config, folder, seed)
+    return _save(transformers.Florence2ForConditionalGeneration, config, folder, seed, end=3)
 
 
 def new_tokenizer(*, image: str = "<image>", **signs: str) -> Any:
@@ -292,12 +296,15 @@ def _quiet() -> Any:
     return transformers
 
 
-def _save(kind: Callable[[Any], Any], config: Any, folder: Path, seed: int) -> Path:
+def _save(kind: Callable[[Any], Any], config: Any, folder: Path, seed: int, *, end: float = 1.5) -> Path:
     torch.manual_seed(seed)
     model = kind(config).eval()
     with torch.no_grad():
         # An end that is sometimes likely and sometimes not, so that texts differ in length.
-        model.get_output_embeddings().weight[config.get_text_config().eos_token_id] *= 3
+        model.get_output_embeddings().weight[config.get_text_config().eos_token_id] *= end
+        for name, weight in model.named_parameters():
+            if name.endswith("mm_input_projection_weight"):  # which Gemma begins with nought
+                weight.normal_(0, 0.5)
     model.generation_config.eos_token_id = config.get_text_config().eos_token_id
     model.save_pretrained(folder)
     return folder

@@ -19,7 +19,6 @@ from cutline.annotators.local import (
     choose_batch_size,
     drawing,
     find_device,
-    find_libraries,
     load_config,
     load_part,
     load_weights,
@@ -98,7 +97,6 @@ class BlipSession(Batched):
 
     def __init__(self, settings: Blip) -> None:
         self.settings = settings
-        find_libraries(settings)
         self.device = find_device(settings)
         self.model, self.image_processor, self.tokenizer = _load(settings, self.device)
         text = self.model.config.text_config

@@ -79,7 +79,7 @@ class Local:
             raise OptionError(
                 f"{self.called}: attention=flash_attention_2 does not work in float32; add -o dtype=bfloat16"
             )
-        if self.model is None:
+        if not self.model:
             base, revision = self._adapters_base() if self.adapter else (self.base, None)
             if not base:
                 raise OptionError(f"{self.called} needs a model: -o model=HUB/NAME or -o model=FOLDER")
@@ -250,10 +250,9 @@ class LocalSession(Batched):
         while todo:
             again = []
             # Rows that come for the first time are searched while others are drawn, which takes two batches.
-            for drawn in (False, True):
-                places = [place for place in todo if bool(self.settings.sampling(attempts[place])) == drawn]
-                if not places:
-                    continue
+            drawn = [place for place in todo if self.settings.sampling(attempts[place])]
+            searched = [place for place in todo if place not in drawn]
+            for places in filter(None, (searched, drawn)):
                 started = time.perf_counter()
                 asked = [self.settings.ask(rows[place], attempts[place]) for place in places]
                 found = self.say(asked, [prepared[place] for place in places], attempts[places[0]])
@@ -330,11 +329,10 @@ def find_libraries(settings: Local) -> Any:
 
 
 def find_device(settings: Local) -> torch.device:
-    """The device of the settings. Raises CutlineError where it cannot be used."""
-    try:
-        import torch
-    except ImportError as error:
-        raise not_installed(settings, error) from None
+    """The device of the settings. Raises CutlineError where it cannot be used, and what `find_libraries` raises."""
+    find_libraries(settings)
+    import torch
+
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
