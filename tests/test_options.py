@@ -21,6 +21,7 @@ import pytest
 import typer.main
 from PIL import Image
 
+import server_options
 import tiny
 from cutline import options, registry
 from cutline.annotators.session import Row
@@ -348,6 +349,9 @@ PLUGINS: dict[str, Seen] = {
     "annotators blip device": lambda w: refused(lambda: w.say(device="cuda:7")),
 }
 
+# -- server (tests/server_options.py) --
+PLUGINS |= server_options.SEEN
+
 
 def _takes(world: World, **given: Any) -> float:
     import time
@@ -393,11 +397,13 @@ def test_every_option_has_a_help_text_and_survives_as_text(name: str) -> None:
     entry = next(e for e in dataclasses.fields(registry.load(group, plugin)) if e.name == option)
     assert entry.metadata["help"]
     if isinstance(entry.default, (bool, int, float)):
-        made = options.fill(registry.load(group, plugin), {option: str(entry.default), **_required(group, plugin)})
+        made = options.fill(registry.load(group, plugin), {**_required(group, plugin), option: str(entry.default)})
         assert getattr(made, option) == entry.default
 
 
 def _required(group: str, plugin: str) -> dict[str, str]:
+    if plugin == "server":
+        return server_options.REQUIRED
     return {"path": "."} if group == "sources" else {}
 
 
