@@ -203,7 +203,7 @@ class Misbehaving:
     async def _behave(
         self, behaviour: str, subject: str, body: dict[str, Any], request: web.Request
     ) -> web.StreamResponse:
-        chat = "messages" in body
+        chat = request.path.endswith("/chat/completions")
         text = self.says.format(subject=subject)
         match behaviour:
             case "good":

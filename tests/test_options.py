@@ -21,6 +21,7 @@ import pytest
 import typer.main
 from PIL import Image
 
+import server_options
 import tiny
 import tiny_tipo
 from cutline import options, registry
@@ -434,6 +435,9 @@ PLUGINS: dict[str, Seen] = {
     "annotators image_text max_pixels": lambda w: asked(w, "image_text") != asked(w, "image_text", max_pixels=800),
 }
 
+# -- server (tests/server_options.py) --
+PLUGINS |= server_options.SEEN
+
 
 def _takes(world: World, **given: Any) -> float:
     import time
@@ -479,12 +483,16 @@ def test_every_option_has_a_help_text_and_survives_as_text(name: str) -> None:
     entry = next(e for e in dataclasses.fields(registry.load(group, plugin)) if e.name == option)
     assert entry.metadata["help"]
     if isinstance(entry.default, (bool, int, float)):
-        made = options.fill(registry.load(group, plugin), {option: str(entry.default), **_required(group, plugin)})
+        made = options.fill(registry.load(group, plugin), {**_required(group, plugin), option: str(entry.default)})
         assert getattr(made, option) == entry.default
 
 
 def _required(group: str, plugin: str) -> dict[str, str]:
-    needed = {"sources": {"path": "."}, "annotators image_text": {"model": "."}}
+    needed = {
+        "sources": {"path": "."},
+        "annotators image_text": {"model": "."},
+        "annotators server": server_options.REQUIRED,
+    }
     return needed.get(group) or needed.get(f"{group} {plugin}") or {}
 
 

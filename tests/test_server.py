@@ -33,6 +33,7 @@ from cutline.options import OptionError, digest, fill, identity
 from cutline.pictures import Picture
 from misbehaving import LOOP, MODEL, Misbehaving, counts, pictures_in, process, prompt_of
 from running import SOON, cutline, environment, events, make_pictures, picture, raw_rows
+from test_booru import danbooru
 
 LAYER = "captions/server"
 SECRET = "sk-very-secret-0123456789"
@@ -450,9 +451,11 @@ def test_from_tags_alone_no_picture_is_opened(tmp_path: Path, api: str) -> None:
 
 def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_path: Path) -> None:
     (tmp_path / "posts").mkdir()
-    posts = [{"id": 1, "tag_string_general": "cat hat"}, {"id": 2, "tag_string_general": "dog"}]
-    (tmp_path / "posts.jsonl").write_text("\n".join(json.dumps(post) for post in posts))
-    cutline("add", tmp_path / "posts", tmp_path / "posts.jsonl", "--from", "booru")
+    posts = danbooru(
+        tmp_path / "posts.parquet",
+        *({"id": 1 + n, "tag_string_general": tags} for n, tags in enumerate(("cat hat", "dog"))),
+    )
+    cutline("add", tmp_path / "posts", posts)
     with Misbehaving(says="a dog") as good:
         cutline("annotate", tmp_path / "posts", "server", *typed(good, api="completions", prompt="from-tags"))
         assert len(good.asked) == 2

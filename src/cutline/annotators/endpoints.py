@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -212,9 +213,10 @@ class _Endpoint:
         later = [moment for moment in times if moment > now]
         return min(later) if later and not self.out else None
 
-    def wait(self) -> float:
-        """Roughly how long one more request would take, to choose among endpoints."""
-        return (self.busy + 1) / self.limit * self.pace
+    def wait(self) -> tuple[float, float]:
+        """To choose among endpoints: roughly how long one more request would take, and how full it is."""
+        full = (self.busy + 1) / self.limit
+        return full * self.pace, full
 
     def good(self, started: float, now: float) -> None:
         """A request was answered."""
@@ -236,7 +238,7 @@ class _Endpoint:
         """It is busy."""
         if started >= self.cut_at:  # those that were refused together count once
             self.refusals += 1
-        pause = _backoff(self.refusals) if after is None else after
+        pause = after or _backoff(max(1, self.refusals))  # not at once, though it may say 0
         self.paused_until = max(self.paused_until, now + min(pause, longest))
         self._cut(0.5, started, now)
 
@@ -343,7 +345,10 @@ class _Pool:
 
     def worse(self, error: RemoteError, now: float) -> None:
         """An endpoint is busy, or cannot be reached."""
-        self.trouble_since = now if self.trouble_since is None else self.trouble_since
+        if self.trouble_since is None:
+            self.trouble_since = now
+            if all(endpoint.open or endpoint.out for endpoint in self.endpoints):
+                _warn(f"{error.detail}; it is waited for, up to {self.patience:g} s")
         reason = "rate_limited" if error.reason == "rate_limited" else "unreachable"
         self.trouble = (reason, error.detail)
 
@@ -467,6 +472,8 @@ class RemoteSession:
         except RemoteError as error:
             now = time.monotonic()
             if isinstance(error, _Out):
+                if not endpoint.out and len(self._endpoints) > 1:
+                    _warn(f"{endpoint.url} is left out: {error.detail}")
                 endpoint.out = error.detail
             elif error.reason == "rate_limited":
                 endpoint.refused(error.after, started, now, self.settings.patience)
@@ -712,7 +719,9 @@ def look(settings: Remote) -> dict[str, Look]:
             found = await asyncio.gather(*(ask(http, url) for url in settings.endpoints))
         return dict(zip(settings.endpoints, found, strict=True))
 
-    return asyncio.run(all_of_them())
+    # On a thread of its own, as this one may have an event loop already: notebooks do.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(all_of_them())).result()
 
 
 # -- replies ---------------------------------------------------------------------------------------------------------
@@ -727,7 +736,7 @@ def retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, LookupError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
