@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,6 +115,26 @@ def test_seeds_are_numbers_or_texts() -> None:
     again = [int(Draw([seed])(torch.empty(1, 0), scores).argmax()) for seed in (0, 1, 2**63 - 1, "0/a", "0/b")]
     assert drawn == again
     assert len(set(drawn)) == 5
+
+
+def test_noise_is_that_of_the_generator_that_is_named() -> None:
+    def number(seed: int, place: int) -> int:
+        """The number at that place, from 1, of SplitMix64 started at the seed."""
+        mask = 2**64 - 1
+        bits = (seed + place * 0x9E3779B97F4A7C15) & mask
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & mask
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & mask
+        return bits ^ bits >> 31
+
+    draw = Draw([0, 2**63 - 1])
+    scores = torch.tensor([[0.0, -torch.inf, 1.0], [2.0, 0.0, -1.0]])
+    for step in range(3):
+        found = draw(torch.empty(2, 0), scores)
+        for row, seed in enumerate(draw.seeds):
+            for token in range(3):
+                chance = ((number(seed, (step << 32) + token + 1) >> 11) + 0.5) / 2**53
+                wanted = float(scores[row, token]) - math.log(-math.log(chance))
+                assert float(found[row, token]) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------

@@ -21,13 +21,16 @@ import pytest
 import typer.main
 from PIL import Image
 
+import server_options
 import tiny
+import tiny_tipo
 from cutline import options, registry
-from cutline.annotators.session import Row
+from cutline.annotators.session import Row, RowError
 from cutline.cli.main import app
 from cutline.dataset import Dataset
 from cutline.options import CutlineError, OptionError
 from cutline.pictures import Picture
+from misbehaving import Misbehaving
 from processes import Processes
 
 
@@ -432,6 +435,9 @@ PLUGINS: dict[str, Seen] = {
     "annotators image_text max_pixels": lambda w: asked(w, "image_text") != asked(w, "image_text", max_pixels=800),
 }
 
+# -- server (tests/server_options.py) --
+PLUGINS |= server_options.SEEN
+
 
 def _takes(world: World, **given: Any) -> float:
     import time
@@ -477,12 +483,16 @@ def test_every_option_has_a_help_text_and_survives_as_text(name: str) -> None:
     entry = next(e for e in dataclasses.fields(registry.load(group, plugin)) if e.name == option)
     assert entry.metadata["help"]
     if isinstance(entry.default, (bool, int, float)):
-        made = options.fill(registry.load(group, plugin), {option: str(entry.default), **_required(group, plugin)})
+        made = options.fill(registry.load(group, plugin), {**_required(group, plugin), option: str(entry.default)})
         assert getattr(made, option) == entry.default
 
 
 def _required(group: str, plugin: str) -> dict[str, str]:
-    needed = {"sources": {"path": "."}, "annotators image_text": {"model": "."}}
+    needed = {
+        "sources": {"path": "."},
+        "annotators image_text": {"model": "."},
+        "annotators server": server_options.REQUIRED,
+    }
     return needed.get(group) or needed.get(f"{group} {plugin}") or {}
 
 
@@ -545,6 +555,116 @@ def vanish(world: World, *words: str, code: int) -> str:
     for name in ("a.png", "b.png", "trip/c.png"):
         (world.photos / name).unlink()
     return world.cli("add", world.photos, *words, code=code)
+
+
+def tipo_model(world: World) -> Path:
+    folder = world.folder / "tipo"
+    return folder if folder.exists() else tiny_tipo.save_tipo(folder)
+
+
+def tipo(world: World, row: Row | None = None, **given: Any) -> list[Any]:
+    """What TIPO writes from the tags of four pictures: the raw text of each, or its error."""
+    general = ["1girl", "long_hair", "smile", "rain"]
+    tags = {"general": general, "artist": ["someone"], "rating": "s", "error": None, "unsorted": ["solo"]}
+    others = {"tags/a": tags, "tags/b": {"general": ["2girls"]}, "captions/s": {"texts": ["Two girls."]}, **(row or {})}
+    rows = [{**one, **others, "picture": None} for one in world.rows()]
+    given = {"tags": "tags/a", "max_tokens": 16, "attempts": 1, "temperature": 2.0, **given}
+    if "endpoints" not in given:
+        given = {"model": str(tipo_model(world)), **given}
+    settings = options.fill(registry.load("annotators", "tag_to_text"), given)
+    found = sorted(settings.load()(iter(rows)), key=lambda row: str(row["key"]))
+    return [one.get("raw") or one.get("error") for one in found]
+
+
+def tipo_changes(world: World, **given: Any) -> bool:
+    return tipo(world) != tipo(world, **given)
+
+
+def tipo_server(world: World, script: str = "good", key: str = "", **given: Any) -> tuple[list[Any], Misbehaving]:
+    """The same of a server that does this to every request."""
+    with Misbehaving(always=script, key=key, says="A girl.") as server:
+        return tipo(world, endpoints=server.url, model="tiny", **given), server
+
+
+def with_key(world: World, name: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MY_KEY", "secret")
+        patch.delenv("OPENAI_API_KEY", raising=False)
+        return tipo_server(world, key="secret", key_env=name)[0] == ["A girl."] * 4
+
+
+def tipo_session(world: World, **given: Any) -> Any:
+    settings = {"model": str(tipo_model(world)), "tags": "tags/a", **given}
+    return options.fill(registry.load("annotators", "tag_to_text"), settings).load()
+
+
+def tipo_threads(world: World, count: int) -> int:
+    """How many threads make prompts ready."""
+    session = tipo_session(world, threads=count)
+    names, barrier = set(), threading.Barrier(count)
+
+    def watched(row: Row) -> None:
+        names.add(threading.current_thread().name)
+        barrier.wait(30)
+        raise RowError("enough", "seen")
+
+    session.prepare = watched
+    assert len(list(session(iter(world.rows())))) == 4
+    return len(names)
+
+
+SHORT_TASK: dict[str, Any] = {"task": "short_to_long", "short": "captions/s"}
+
+PLUGINS |= {
+    "annotators tag_to_text tags": lambda w: tipo_changes(w, tags="tags/b"),
+    "annotators tag_to_text task": lambda w: tipo_changes(w, **SHORT_TASK),
+    "annotators tag_to_text short": lambda w: (
+        tipo(w, **SHORT_TASK) != tipo(w, {"captions/s": {"texts": ["A red hat."]}}, **SHORT_TASK)
+    ),
+    "annotators tag_to_text length": lambda w: tipo_changes(w, length="very_short"),
+    "annotators tag_to_text metadata": lambda w: tipo_changes(w, metadata="rating"),
+    "annotators tag_to_text blacklist": lambda w: tipo_changes(w, blacklist="long hair"),
+    "annotators tag_to_text temperature": lambda w: tipo_changes(w, temperature=0.1),
+    "annotators tag_to_text top_p": lambda w: tipo_changes(w, top_p=0.05),
+    "annotators tag_to_text top_k": lambda w: tipo_changes(w, top_k=1),
+    "annotators tag_to_text min_p": lambda w: tipo_changes(w, min_p=1.0),
+    "annotators tag_to_text max_tokens": lambda w: tipo_changes(w, max_tokens=5),
+    "annotators tag_to_text seed": lambda w: tipo_changes(w, seed=1),
+    "annotators tag_to_text attempts": lambda w: (
+        len(tipo_server(w, "empty", attempts=1)[1].asked) == 4
+        and len(tipo_server(w, "empty", attempts=3)[1].asked) == 12
+    ),
+    "annotators tag_to_text least_coverage": lambda w: (
+        len(tipo_server(w, attempts=3)[1].asked) == 4
+        and len(tipo_server(w, attempts=3, least_coverage=0.9)[1].asked) == 12
+    ),
+    "annotators tag_to_text model": lambda w: tipo_changes(
+        w, model=str(tiny_tipo.save_tipo(w.folder / "other", seed=5))
+    ),
+    "annotators tag_to_text revision": lambda w: refused(lambda: tipo(w, revision="main")),
+    "annotators tag_to_text adapter": lambda w: tipo_changes(
+        w, adapter=str(tiny_tipo.save_tipo_adapter(w.folder / "lora", tipo_model(w)))
+    ),
+    "annotators tag_to_text dtype": lambda w: tipo_changes(w, dtype="bfloat16"),
+    "annotators tag_to_text quantize": lambda w: tipo_changes(w, quantize="int8"),
+    "annotators tag_to_text attention": lambda w: (
+        tipo_session(w, attention="eager").model.config._attn_implementation == "eager"
+        and tipo_session(w).model.config._attn_implementation == "sdpa"
+    ),
+    "annotators tag_to_text batch_size": lambda w: tipo_session(w, batch_size=3).batch_size == 3,
+    "annotators tag_to_text threads": lambda w: tipo_threads(w, 2) == 2 and tipo_threads(w, 4) == 4,
+    "annotators tag_to_text device": lambda w: refused(lambda: tipo(w, device="cuda:7")),
+    "annotators tag_to_text endpoints": lambda w: tipo_server(w)[0] == ["A girl."] * 4,
+    "annotators tag_to_text key_env": lambda w: (
+        with_key(w, "MY_KEY") and refused(lambda: with_key(w, "OPENAI_API_KEY"))
+    ),
+    "annotators tag_to_text in_flight": lambda w: tipo_server(w, in_flight=1)[1].peak == 1,
+    "annotators tag_to_text deadline": lambda w: tipo_server(w, "hang", deadline=0.2, tries=1)[0] == ["timeout"] * 4,
+    "annotators tag_to_text tries": lambda w: (
+        [len(tipo_server(w, "500", tries=tries)[1].asked) for tries in (1, 2)] == [4, 8]
+    ),
+    "annotators tag_to_text patience": lambda w: tipo_server(w, "429", patience=0.1)[0] == ["rate_limited"] * 4,
+}
 
 
 COMMANDS: dict[str, Seen] = {}

@@ -19,7 +19,7 @@ ORACLE = Path(__file__).parent / "oracles" / "kohya" / "structured_caption_parse
 
 
 def row(key: str = "42.webp", *, layer: str = "tags/danbooru", **said: Any) -> dict[str, Any]:
-    tags = {name: [] for name in ("general", "character", "copyright", "artist", "meta", "unsorted")}
+    tags: dict[str, Any] = {name: [] for name in ("general", "character", "copyright", "artist", "meta", "unsorted")}
     known = {**tags, "rating": None, "year": None, "error": None, **said} if said else None
     return {"key": key, "uri": key, "width": 640, "height": 480, "attempt": 1, layer: known}
 

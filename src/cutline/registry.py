@@ -28,6 +28,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "facts": "cutline.annotators.facts:Facts",
         "florence2": "cutline.annotators.florence2:Florence2",
         "image_text": "cutline.annotators.image_text:ImageText",
+        "server": "cutline.annotators.server:Server",
+        "tag_to_text": "cutline.annotators.tag_to_text:TagToText",
     },
     "exports": {
         "kohya": "cutline.exports.kohya:Kohya",

@@ -8,14 +8,16 @@ has no space after it. Quotes and brackets that close right after the stop belon
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _CLOSERS = "\"'”’»)\\]}」』）】〉》*_"
 _END = re.compile(rf"[.!?…‽]+[{_CLOSERS}]*(?=\s|$)|[。！？｡]+[{_CLOSERS}]*")
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\"“‘'])(?:dr|mrs?|ms|mx|st|jr|sr|prof|vs|no|vol|fig|approx|ca|cf|e\.g|i\.e|inc|ltd|co|mt|ft|gen|col|capt"
+    r"(?:^|[\s(\"“‘'])(?:dr|mrs?|ms|mx|st|jr|sr|prof|vs|vol|fig|approx|ca|cf|e\.g|i\.e|inc|ltd|co|mt|ft|gen|col|capt"
     r"|lt|sgt|rev|hon|[a-z])\.$",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"\bno\.$", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d+\.$")
 _NEXT = re.compile(r"\s*(\S)")
 _ENDS = re.compile(rf"[.!?…‽。！？｡][{_CLOSERS}]*$")
@@ -27,13 +29,9 @@ def ends(text: str) -> list[int]:
     for match in _END.finditer(text):
         stop, after = match[0], _NEXT.match(text, match.end())
         before = text[max(0, match.start() - 15) : match.start() + 1]
-        if stop[0] in "。！？｡":
-            found.append(match.end())
-        elif (after and after[1].islower()) or (
-            stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
-        ):
-            continue
-        else:
+        goes_on = after and (after[1].islower() or (after[1].isdigit() and _NUMBER.search(before)))
+        short = stop == "." and (_ABBREVIATION.search(before) or _NUMBERED.search(before))
+        if stop[0] in "。！？｡" or not (goes_on or short):
             found.append(match.end())
     return found
 
@@ -46,7 +44,7 @@ def ended(text: str) -> bool:
 def split(text: str) -> list[str]:
     """The sentences of a text, and at the end what is no whole one."""
     places = [0, *ends(text), len(text)]
-    return [found for begin, end in zip(places, places[1:], strict=False) if (found := text[begin:end].strip())]
+    return [found for begin, end in pairwise(places) if (found := text[begin:end].strip())]
 
 
 def whole(text: str) -> str:
@@ -61,10 +59,11 @@ def whole(text: str) -> str:
         found.pop()
     if not found:
         return ""
-    return text[: next((end for end in reversed(found) if _closed(text[:end])), found[-1])]
+    return text[: next((end for end in reversed(found) if closed(text[:end])), found[-1])]
 
 
-def _closed(text: str) -> bool:
+def closed(text: str) -> bool:
+    """Whether every double quote that is opened is closed."""
     return text.count('"') % 2 == 0 and all(
         text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』")
     )

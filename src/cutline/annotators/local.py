@@ -172,25 +172,46 @@ class Draw:
     """A logits processor after which the likeliest token *is* a random draw: the Gumbel-max trick.
 
     argmax(logits + Gumbel noise) is distributed as softmax(logits) (Maddison et al. 2014, arXiv:1411.0030). The noise
-    of a row comes from a generator of its own, on the processor, so neither batch nor device changes the draw.
+    of a token is a hash of the row's seed, the step and the token: what the SplitMix64 generator (Steele et al. 2014)
+    started at the seed gives at number step * 2**32 + token. So no batch, order or device changes the draw, and a
+    GPU makes it where the logits are.
     """
 
     def __init__(self, seeds: Sequence[int | str]) -> None:
         """One seed for each row: a number from 0 to 2**63 - 1, or a text, whose xxh64 without its lowest bit is it."""
-        import torch
         import xxhash
 
-        # manual_seed takes a signed number, so a hash loses a bit.
-        numbers = [xxhash.xxh64_intdigest(seed.encode()) >> 1 if isinstance(seed, str) else seed for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(number) for number in numbers]
+        self.seeds = [xxhash.xxh64_intdigest(seed.encode()) >> 1 if isinstance(seed, str) else seed for seed in seeds]
+        self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Add noise to `scores` (B, V), the logits of the token after `input_ids` (B, L)."""
         import torch
 
-        size = scores.shape[-1]
-        noise = torch.stack([torch.empty(size).exponential_(generator=generator) for generator in self.generators])
-        return scores.float() - noise.log().to(scores.device)  # -log of an exponential is Gumbel
+        rows, tokens = torch.nonzero(scores > -torch.inf, as_tuple=True)  # the few that top_k and its kin have left
+        seeds = torch.tensor(self.seeds, device=scores.device)[rows]
+        bits = _mixed(seeds + (tokens + 1 + (self.step << 32)) * _signed(0x9E3779B97F4A7C15))
+        chance = (_shifted(bits, 11).double() + 0.5) * 2.0**-53  # within 0 and 1
+        self.step += 1
+        drawn = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        drawn[rows, tokens] = (scores[rows, tokens].double() - (-chance.log()).log()).float()
+        return drawn
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finalizer, on 64-bit numbers whose sign is their highest bit; products wrap."""
+    bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: torch.Tensor, places: int) -> torch.Tensor:
+    """Moved to the right, with zeros coming in."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
 
 
 def drawing(sampling: Mapping[str, Any] | None, seeds: Sequence[int | str]) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import xxhash
 
@@ -45,6 +45,24 @@ class Answer:
     """Of the captions layer: texts, raw, verdict, reason, finish_reason; and `checks`, a row of the checks layer."""
     again: bool
     """Something is wrong that another try may mend, and there is one left."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """An annotator that asks, and can judge an answer without the model."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The layers that it is given."""
+        ...
+
+    def ask(self, row: Row, attempt: int) -> Any:
+        """What is asked about this picture."""
+        ...
+
+    def answer(self, row: Row, asked: Any, raw: str, *, finish_reason: str | None, tries: int = 1) -> Answer:
+        """What is made of what the model said."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -167,5 +185,5 @@ class Prompted:
             "finish_reason": finish_reason,
             "checks": checked(findings, judged.coverage, texts),
         }
-        again = judged.again or (unread and policies.structure == "again")
+        again = judged.again or (unread is not None and policies.structure == "again")
         return Answer(columns, again and tries < policies.tries)

@@ -25,6 +25,10 @@ not said is the one that came in.
 """
 
 
+class Halt(CutlineError):
+    """Raised by a session that can answer no row at all any more: the run ends, and says this. What is done is kept."""
+
+
 class RowError(CutlineError):
     """What could not be done for one row, and the typed `reason`, which becomes its `error`."""
 
@@ -60,8 +64,10 @@ class Annotator(Protocol):
         """The layers it is given."""
         ...
 
-    workers: ClassVar[Literal["device", "core"]]
-    """One worker per device (models), or one per processor core (plain computation)."""
+    @property
+    def workers(self) -> Literal["device", "core", "one"]:
+        """One worker per device (models), one per processor core (plain computation), or one (servers)."""
+        ...
 
     def load(self) -> Session:
         """Make the session: the only place where weights appear."""

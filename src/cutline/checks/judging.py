@@ -8,7 +8,7 @@ whole, the caption is rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cutline import sentences
@@ -101,7 +101,23 @@ def judge(
         tags: those of the picture by category (`general`, `character` …); no tags are no evidence.
         whole: the caption was cut back already, as `structured.parse` does, so that trimming `cut` leaves it as it is.
     """
-    left, found = text.strip(), list[Finding]()
+    left, known, done = text.strip(), evidence.Tags.of(tags or {}), list[Finding]()
+    while True:  # what trimming leaves is looked at as if the model had said just that
+        once = _look(left, policies, finish_reason, asked, known, whole)
+        found = (*done, *once.findings)
+        if once.verdict != "repaired":
+            break
+        done += [finding for finding in once.findings if policies.of(finding.kind) == "trim"]
+        left, finish_reason = once.text, None
+    verdict = "repaired" if done and once.verdict == "good" else once.verdict
+    kinds = ", ".join(dict.fromkeys(finding.kind for finding in found if policies.of(finding.kind) != "keep"))
+    return replace(once, verdict=verdict, reason=kinds or None, findings=tuple(dict.fromkeys(found)))
+
+
+def _look(
+    text: str, policies: Policies, finish_reason: str | None, asked: str, known: evidence.Tags, whole: bool
+) -> Judged:
+    left, found = text, list[Finding]()
     rejected = again = trimmed = False
 
     def act(fault: Fault | None) -> None:
@@ -124,16 +140,13 @@ def judge(
         if finish_reason == "length":
             act(Fault(Finding("cut", "finish_reason is length"), left if whole else sentences.whole(left)))
     coverage = None
-    known = evidence.Tags.of(tags or {})
     if known and not rejected and not texts.empty(left):
         for check in (evidence.count, evidence.watermark, evidence.text):
             act(check(left, known))
         coverage, missing = evidence.coverage(left, known)
-        if coverage is not None and coverage < policies.least_coverage:
+        if coverage is not None and coverage < policies.least_coverage and not trimmed:
             detail = f"{coverage:.0%} of the tags are told, less than {policies.least_coverage:.0%}; not: "
             act(Fault(Finding("coverage", detail + ", ".join(missing)), ""))
-    rejected |= texts.empty(left) is not None
-    kinds = ", ".join(dict.fromkeys(finding.kind for finding in found if policies.of(finding.kind) != "keep"))
-    if rejected:
-        return Judged("", "rejected", kinds or "empty", tuple(found), None, again)
-    return Judged(left, "repaired" if trimmed else "good", kinds or None, tuple(found), coverage, False)
+    if rejected or texts.empty(left):
+        return Judged("", "rejected", None, tuple(found), None, again)
+    return Judged(left, "repaired" if trimmed else "good", None, tuple(found), coverage, False)

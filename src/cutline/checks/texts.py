@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice, pairwise
 
 from cutline import sentences
 from cutline.checks.findings import Fault, Finding
@@ -37,7 +38,7 @@ _SAYS_NOTHING = {
 
 def empty(text: str) -> Fault | None:
     """A text without letters and digits, or with nothing but a word for nothing."""
-    words = [match[0].casefold() for match in _WORD.finditer(text)]
+    words = [match[0].casefold() for match in islice(_WORD.finditer(text), 3)]
     if not words:
         return Fault(Finding("empty", "no letters" if text.strip() else "no text"), "")
     if len(words) <= 2 and " ".join(words) in _SAYS_NOTHING:
@@ -59,9 +60,11 @@ _MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assista
 _ALOUD = re.compile(
     r"(?:(?:okay|ok|alright|all right|so|hmm+|well|right|wait|got it|now)[,.!…]*\s+)?(?:so,?\s+|now,?\s+|first,?\s+)?"
     r"(?:the user (?:wants|is asking|asked|asks|would like|wrote|gave|provided|requested|needs)\b"
-    r"|(?:let me|let's|lets) (?:think|analy[sz]e|break (?:this|it) down|start by|look at (?:the|this) (?:image|picture)"
+    r"|(?:let me|let's|lets) (?:think|analy[sz]e|break (?:this|it) down|start by|look at (?:the"
+    r"|this) (?:image|picture)"
     r"|describe|see what|tackle|go through|figure)"
-    r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce|provide|output)\b"
+    r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce"
+    r"|provide|output)\b"
     r"|we (?:need|have|are asked)(?: to)? (?:describe|write|create|generate|caption|produce|output|answer)\b)"
     r"|(?:okay|ok|alright|hmm+|got it)[,.!…]+\s+(?:let me|let's|lets|i need to|i should)\b",
     re.IGNORECASE,
@@ -91,35 +94,46 @@ def thinking(text: str) -> Fault | None:
 
 _NOT = r"(?:can't|cannot|can not|could not|couldn't|won't|will not|am unable|am not able|'m unable|'m not able)"
 _HELP = (
-    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer|engag|writ|caption"
-    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]|comment|perform|tag"
-    r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)|see (?:the |any |an |your |this )"
+    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer"
+    r"|engag|writ|caption"
+    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]"
+    r"|comment|perform|tag"
+    r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)"
+    r"|see (?:the |any |an |your |this )"
     r"?(?:image|picture|photo|attach)|see images|make (?:any )?(?:assumptions|judg))"
 )
 _REFUSALS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(?:i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry|(?:my )?(?:sincere )?apologies|i (?:must )?apologi[sz]e"
-        r"|sorry|unfortunately|regrettably|i(?:'m| am) afraid)\b[^.!?\n\"“]{0,60}?[,.!:;]?\s*(?:but\s+|that\s+|as\s+)?"
+        r"(?:i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry|(?:my )?(?:sincere )?apologies"
+        r"|i (?:must )?apologi[sz]e"
+        r"|sorry|unfortunately|regrettably|i(?:'m| am) afraid)\b[^.!?\n\"“]{0,60}?[,.!:;]?\s*(?:but\s+"
+        r"|that\s+|as\s+)?"
         rf"\bi(?: {_NOT}|'m (?:unable|not able|not (?:comfortable|allowed))| am (?:unable|not)|'m not| do not| don't"
         r"| must decline|'ve been| have been)\b",
         r"(?:i(?:'m| am) (?:very )?sorry|sorry|i apologi[sz]e)\b[^.!?\n\"“]{0,40}\b(?:this|the|your) (?:image|request"
         r"|content|picture|prompt) (?:violates|may violate|goes against|is not|isn't|cannot|can't|contains)",
         rf"i (?:{_NOT}|am not able to|am unable to)(?: to)?(?: \w+ly)?(?: be able to)? {_HELP}",
-        r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable|not programmed to"
-        r"|not designed to|just an? (?:ai|language model)|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
-        r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)|i (?:respectfully )?(?:decline|refuse) to\b",
+        r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable"
+        r"|not programmed to"
+        r"|not designed to|just an? (?:ai|language model)"
+        r"|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
+        r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)"
+        r"|i (?:respectfully )?(?:decline|refuse) to\b",
         r"i (?:do not|don't) (?:feel comfortable|have the (?:ability|capability)|have access to (?:the|any|this|your)"
         r"|see (?:an|any|the) (?:image|picture|photo|attach)|think (?:it's|it is) appropriate|assist|provide|engage)",
-        r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\.|artificial intelligence|language model"
+        r"as an? (?:responsible |helpful |text-based |large |multimodal )*(?:ai|a\.i\."
+        r"|artificial intelligence|language model"
         r"|virtual assistant|llm)\b(?![- ](?:generated|made|created|rendered|art|artwork|image|picture|drawn|driven"
         r"|themed|robot|character))",
         r"(?:this|the|your) (?:request|prompt|content) (?:violates|may violate|goes against|is against|cannot be)",
         r"(?:it(?:'s| is) against|this goes against|that goes against) (?:my|our)\b",
-        r"(?:there is|there's|i see|you have|you haven't|it (?:looks|seems|appears) like (?:there is|there's|you"
-        r"|no))\b[^.\n]{0,30}?\b(?:no image|n't (?:uploaded|attached|provided|included)|not (?:uploaded|attached|provided)"
-        r"|forgot)|no (?:image|picture|photo) (?:was|has been|is) (?:provided|attached|uploaded|given)"
-        r"|please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
+        r"(?:it (?:looks|seems|appears)(?: like| that)? )?(?:no (?:image|picture|photo) (?:was|has been|is|seems to be)"
+        r" (?:provided|attached|uploaded|given)"
+        r"|you (?:haven't|have not|didn't|did not|forgot to) (?:upload|attach|provid)"
+        r"|there (?:is|was) no (?:image|picture|photo) (?:attached|provided|uploaded|given|here)"
+        r"|the (?:image|picture|photo) (?:is not|isn't|was not|wasn't) (?:attached|provided|uploaded))",
+        r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
         r"(?:申し訳(?:ありません|ございません)|すみません)[^。\n]{0,40}(?:できません|できかねます|いたしかねます)",
         r"(?:很)?(?:抱歉|对不起|對不起)[^。\n]{0,20}(?:无法|無法|不能|不便)",
         r"我(?:无法|無法|不能)(?:提供|描述|协助|協助|帮助|幫助|回答|满足|滿足|识别|生成)",
@@ -128,7 +142,8 @@ _REFUSALS = tuple(
 )
 _SEES_OTHERWISE = re.compile(
     r"i (?:can't|cannot|can not|could not|couldn't|am unable to|'m unable to|'m not able to|am not able to)"
-    r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your |this )?(?:image|picture"
+    r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your "
+    r"|this )?(?:image|picture"
     r"|photo|attach)| you\b)",
     re.IGNORECASE,
 )
@@ -139,16 +154,19 @@ def refusal(text: str) -> Fault | None:
 
     `I cannot see any text in the image, but …` tells of the picture, and is none.
     """
-    head = _straight(text).lstrip("*_#> \t\n")
-    if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
-        return None
-    if not any(pattern.match(head) for pattern in _REFUSALS):
+    if not _refuses(text):
         return None
     rest = sentences.split(text.strip())[1:]
-    while rest and _unhelpful(rest[0]):
+    while rest and (_unhelpful(rest[0]) or _refuses(rest[0])):
         rest = rest[1:]
-    left = " ".join(rest)
-    return Fault(Finding("refusal", f"it begins: {_excerpt(text)}"), sentences.whole(left))
+    return Fault(Finding("refusal", f"it begins: {_excerpt(text)}"), sentences.whole(" ".join(rest)))
+
+
+def _refuses(text: str) -> bool:
+    head = _straight(text).lstrip("*_#> \t\n")
+    if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
+        return False
+    return any(pattern.match(head) for pattern in _REFUSALS)
 
 
 def _unhelpful(sentence: str) -> bool:
@@ -174,9 +192,11 @@ def prompt_echo(text: str, asked: str) -> Fault | None:
         if tuple(plain[:size]) in openings:
             spans.append((words[0][1], words[size - 1][2]))
             break
-    for start in range(len(plain) - ECHO_WORDS + 1):
-        if tuple(plain[start : start + ECHO_WORDS]) in pieces:
-            spans.append((words[start][1], words[start + ECHO_WORDS - 1][2]))
+    spans += [
+        (words[start][1], words[start + ECHO_WORDS - 1][2])
+        for start in range(len(plain) - ECHO_WORDS + 1)
+        if tuple(plain[start : start + ECHO_WORDS]) in pieces
+    ]
     if not spans:
         return None
     begin, end = spans[0]
@@ -257,12 +277,7 @@ def _distances(words: Sequence[str]) -> set[int]:
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for start, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
         places[four].append(start)
-    return {
-        later - earlier
-        for found in places.values()
-        if len(found) >= 3
-        for earlier, later in zip(found, found[1:], strict=False)
-    }
+    return {later - earlier for found in places.values() if len(found) >= 3 for earlier, later in pairwise(found)}
 
 
 def _too_often(row: Sequence[str]) -> int:
@@ -273,7 +288,7 @@ def _too_often(row: Sequence[str]) -> int:
 
 
 def _said_again(text: str) -> Fault | None:
-    """One sentence said three times or more, wherever; a short one six times."""
+    """One sentence said three times or more, wherever; a short one four times, one word six."""
     seen: dict[str, int] = defaultdict(int)
     second: dict[str, int] = {}
     at = 0
@@ -286,7 +301,7 @@ def _said_again(text: str) -> Fault | None:
         seen[plain] += 1
         if seen[plain] == 2:
             second[plain] = at_sentence
-        if seen[plain] >= (3 if len(plain) >= 20 or plain.count(" ") >= 3 else 6):
+        if seen[plain] >= (3 if len(plain) >= 20 or plain.count(" ") >= 3 else 4 if " " in plain else 6):
             begin = second[plain]
             return Fault(Finding("loop", f"said again and again: {_excerpt(sentence)}"), text[:begin].rstrip())
     return None
@@ -299,7 +314,10 @@ def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without the sentences that touch these spans."""
     spans = list(spans)
     kept, at = [], 0
-    for end in [*sentences.ends(text), len(text)]:
+    ends = sentences.ends(text)
+    if sentences.closed(text):
+        ends = [end for end in ends if sentences.closed(text[:end])]  # what is quoted is not torn
+    for end in [*ends, len(text)]:
         if end > at and not any(begin < end and at < stop for begin, stop in spans):
             kept.append(text[at:end].strip())
         at = end

@@ -172,7 +172,8 @@ class _Run:
         self.told = 0.0
 
     def go(self, workers: int | None) -> None:
-        where = devices() if type(self.selection.annotator).workers == "device" else ["cpu"] * (os.cpu_count() or 1)
+        wanted = self.selection.annotator.workers
+        where = devices() if wanted == "device" else ["cpu"] * (1 if wanted == "one" else os.cpu_count() or 1)
         count = min(workers or len(where), self.report.todo)
         try:
             for index in range(count):
@@ -300,6 +301,8 @@ class _Run:
                 self._left(worker, call, silent, early=worker.open and worker.call == call)
             case ("broken", text):
                 raise EngineError(f"{self.selection.name} cannot start: {text}")
+            case ("halt", text):
+                raise EngineError(f"{self.selection.name} cannot go on (what is done is kept): {text}")
 
     def _left(self, worker: _Worker, call: int, answer: Row, *, early: bool) -> None:
         """A call is over: rows without an answer get this one; but each alone, where it ended before its rows did."""

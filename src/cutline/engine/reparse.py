@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from cutline.annotators.prompted import Prompted
+from cutline.annotators.prompted import Asking
+from cutline.annotators.session import RowError
 from cutline.engine.selection import Selection
 from cutline.options import OptionError
 
@@ -41,7 +42,7 @@ def reparse(selection: Selection, *, dry_run: bool = False) -> Report:
         IdentityError: the layer was made with other settings.
     """
     asking = selection.annotator
-    if not isinstance(asking, Prompted):
+    if not isinstance(asking, Asking):
         raise OptionError(f"{selection.name} has no prompt, so there is no answer of its to read again")
     dataset, name = selection.dataset, selection.layer
     if name not in dataset.layers():
@@ -56,7 +57,10 @@ def reparse(selection: Selection, *, dry_run: bool = False) -> Report:
         wanted = (row for batch in batches for row in batch.to_pylist() if _is_answer(row, row[name], selection, ours))
         for row in islice(wanted, selection.limit):
             said = row[name]
-            asked = asking.ask(row, said["attempt"] or 1)
+            try:
+                asked = asking.ask(row, said["attempt"] or 1)
+            except RowError:  # what it was asked is no longer known, so what it said stands
+                continue
             answer = asking.answer(row, asked, said["raw"], finish_reason=said["finish_reason"])
             made = {column: answer.columns[column] for column in _MADE}
             report.read += 1

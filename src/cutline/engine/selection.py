@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import xxhash
 
 from cutline import options, schemas
-from cutline.annotators.session import Annotator, Row
+from cutline.annotators.session import Annotator, Row, RowError
 from cutline.dataset import Dataset
 from cutline.dataset.query import Relation
 from cutline.layer import Layer, LayerWriter
@@ -117,12 +118,12 @@ class Selection:
         return self.dataset.count_without_file()
 
     def first_request(self) -> dict[str, Any] | None:
-        """What would be asked for the first picture, and under `hash` the digest that its row will carry."""
-        row = next(self.rows(), None)
-        if row is None:
-            return None
+        """What would be asked for the first picture that can be asked about; `hash` is what its row will carry."""
         render = getattr(self.annotator, "request", None)
-        if render is None:
-            return {"key": row["key"], "uri": row["uri"], "settings": options.settings(self.annotator)}
-        request = render(row)
-        return {"key": row["key"], "request": request, "hash": options.digest(request)}
+        for row in self.rows():
+            if render is None:
+                return {"key": row["key"], "uri": row["uri"], "settings": options.settings(self.annotator)}
+            with suppress(RowError):  # there is nothing to ask about this one
+                request = render(row)
+                return {"key": row["key"], "request": request, "hash": options.digest(request)}
+        return None

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from cutline.annotators.session import Annotator, Row
+from cutline.annotators.session import Annotator, Halt, Row
 from cutline.pictures import Picture
 
 
@@ -22,7 +22,8 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
     """Serve a parent until it says stop.
 
     In: ("rows", call, rows), ("end", call), ("stop",). Out: ("ready", batch size), ("hungry",) when the session waits
-    for more, ("row", answer), ("raised", call, text), ("idle", call), or ("broken", text) where it cannot be loaded.
+    for more, ("row", answer), ("raised", call, text), ("idle", call), ("broken", text) where it cannot be loaded, or
+    ("halt", text) where it can do no row at all any more.
     """
     # OpenMP threads that wait spin by default, and take the cores from those that decode. It must be set before torch
     # is loaded.
@@ -53,6 +54,9 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
         try:
             for answer in session(_rows(message, inbox, stop, root, send)):
                 send("row", answer)
+        except Halt as error:
+            send("halt", str(error))
+            return
         except Exception as error:
             send("raised", call, f"{type(error).__name__}: {error}")
         send("idle", call)

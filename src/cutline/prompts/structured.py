@@ -46,8 +46,8 @@ class Parsed:
 def parse(raw: str) -> Parsed:
     """Read an answer that was to be one JSON object. Never raises: what cannot be read is `rejected`."""
     text = raw.strip().lstrip("\ufeff").strip()
-    if not text:
-        return Parsed("", "rejected", "empty", ())
+    if not text or _FENCE.sub("", text).strip().casefold() in ("", *_NOTHING):
+        return Parsed("", "rejected", "empty", (_clean(text),) if text else ())
     try:
         read = _read(text)
     except (_TooDeep, RecursionError):
@@ -128,7 +128,7 @@ def _read(text: str) -> _Read | None:
     if thought is not None and thought["thought"] is None:
         return None
     start = thought.end() if thought else 0
-    if not thought and 0 <= (end := text.find("</think>")) < text.find("{"):
+    if text[0] not in '{["' and not thought and 0 <= (end := text.find("</think>")) < text.find("{"):
         start = end + len("</think>")
     for guess in (False, True):
         reader = _Reader(text, start, guess=guess)
@@ -220,16 +220,16 @@ class _Reader:
             raise _TooDeep
         letter = self.skip()
         if letter == "{":
-            return self.object(depth)
+            return self.braces(depth)
         if letter == "[":
-            return self.list(depth)
+            return self.brackets(depth)
         if letter in _CLOSING:
             return self.string(after)
         if match := _LITERAL.match(self.text, self.at):
             self.at = match.end()
             if match[0] in ("True", "False", "None"):
                 self.mend("python_literal")
-            return _LITERALS[match[0]] if match[0] in _LITERALS else json.loads(match[0], parse_int=str)
+            return _LITERALS[match[0]] if match[0] in _LITERALS else _number(match[0])
         if not letter:
             self.mend("cut")
             return None
@@ -250,7 +250,7 @@ class _Reader:
         self.mend("bare_words")
         return match[0].strip()
 
-    def object(self, depth: int) -> _Pairs:
+    def braces(self, depth: int) -> _Pairs:
         opened = 0
         while self.skip() == "{" and opened < 2:
             opened += 1
@@ -307,7 +307,7 @@ class _Reader:
         else:
             raise _Confused
 
-    def list(self, depth: int) -> list[Any]:
+    def brackets(self, depth: int) -> list[Any]:
         self.at += 1
         found: list[Any] = []
         while True:
@@ -374,6 +374,10 @@ class _Reader:
         return _Cut("".join(letters))
 
 
+def _number(digits: str) -> float:
+    return float(digits) if len(digits) > 1000 or not digits.lstrip("-").isdecimal() else int(digits)
+
+
 def _strings(text: str) -> Iterator[str]:
     """Everything in quotes, of an answer that is not read further."""
     for match in re.finditer(r'"((?:[^"\\]|\\.)*)"', text, re.DOTALL):
@@ -417,9 +421,9 @@ class _Said:
 
     def value(self, value: Any, key: str) -> list[str]:
         if isinstance(value, _Pairs):
-            return self.object(value, key)
+            return self.pairs(value, key)
         if isinstance(value, list):
-            return self.list(value, key)
+            return self.items(value, key)
         if isinstance(value, str):
             return [said] if (said := self.leaf(value)) else []
         if value is True or (value and not isinstance(value, bool)):
@@ -443,7 +447,7 @@ class _Said:
         told = json.dumps(value, ensure_ascii=False)
         self.lost.append(f"{_clean(key)}: {told}" if key else told)
 
-    def list(self, items: list[Any], key: str) -> list[str]:
+    def items(self, items: list[Any], key: str) -> list[str]:
         if items and all(isinstance(item, (int, float)) for item in items):
             self.tell(key, items)
             return []
@@ -463,7 +467,7 @@ class _Said:
         words = all(isinstance(item, str) for item in items) and not any(sentences.ended(piece) for piece in pieces)
         return [", ".join(pieces)] if pieces and words else pieces
 
-    def object(self, pairs: _Pairs, key: str) -> list[str]:
+    def pairs(self, pairs: _Pairs, key: str) -> list[str]:
         """An object below the top: what is written in the picture in one sentence per kind, the rest in order."""
         names = {name for name, _ in pairs}
         if "text" in names and not _NOT_WRITTEN.search(key):
@@ -475,10 +479,10 @@ class _Said:
                 found = [" ".join(self.value(value, name)) for name, value in described]
                 pieces += [", ".join(part for part in found if part)]
             elif kind == "title":
-                titles = [said for name, value in group for said in self.value(value, name)]
+                titles = [said for name, value in group for said in self.value(value, "description")]
                 pieces += [f'The title of the image is "{said}".' for said in titles]
             elif kind in ("frames", "panels"):
-                placed = [(" ".join(self.value(value, name)), name.replace("_", " ")) for name, value in group]
+                placed = [(" ".join(self.value(value, "description")), name.replace("_", " ")) for name, value in group]
                 pieces += self.sentence(kind, [f'"{said}" in {name}' for said, name in placed if said])
             elif kind in ("speech bubbles", "multilingual"):
                 pieces += self.sentence(kind, [self.quoted(value) for _, value in group])
