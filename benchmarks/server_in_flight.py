@@ -78,6 +78,7 @@ def main() -> None:
         rate = chosen.requests / statistics.median(taken[name])
         print(f"{name}: {rate:.0f} requests/s, {share:.1%} of the ideal rate (median of {chosen.rounds})")
     met = shares["engine"] >= TARGET
+    print(f"engine / bare aiohttp: {shares['engine'] / shares['bare aiohttp']:.1%}")
     print(f"{'met   ' if met else 'MISSED'} engine / ideal: {shares['engine']:.1%}, target at least {TARGET:.0%}")
     finish(met)
 

@@ -202,6 +202,15 @@ def test_a_server_that_is_always_busy_ends_the_run() -> None:
     assert {row["error"] for row in answers.values()} == {"rate_limited"}
 
 
+def test_a_request_that_is_always_too_much_does_not_wait_for_ever() -> None:
+    script = {"row 3": ["429"]}
+    with Misbehaving(script, retry_after="0.02", seconds=0.02) as server:
+        answers = ask(settings(server, patience=0.5, in_flight=4), numbers(40))
+        assert len(server.times("row 3")) >= endpoints.REFUSALS
+    assert {key for key, row in answers.items() if "error" in row} == {"row 3"}
+    assert answers["row 3"]["error"] == "rate_limited"
+
+
 def test_a_server_that_goes_away_for_good_ends_the_run() -> None:
     with process(seconds=0.05) as (url, server):
         session = settings(url, patience=1.0, in_flight=4).load()
@@ -215,6 +224,7 @@ def test_a_server_that_goes_away_for_good_ends_the_run() -> None:
     assert sum(row.get("error") == "unreachable" for row in answers) > 300
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_waited_for() -> None:
     with ExitStack() as stack:
         url, server = stack.enter_context(process(seconds=0.05))

@@ -211,6 +211,7 @@ def test_a_bad_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> No
         assert found["request"] == digest(asked)
 
 
+@pytest.mark.slow
 def test_retry_rejected_asks_those_again(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, 3)
     with Misbehaving({"1": ["refusal"] * 3 + ["good"]}) as moody:
@@ -220,6 +221,7 @@ def test_retry_rejected_asks_those_again(tmp_path: Path) -> None:
     assert rows_of(dataset)["1"]["attempt"] == 4
 
 
+@pytest.mark.slow
 def test_reparse_needs_no_server(tmp_path: Path) -> None:
     dataset_of(tmp_path, 2)
     with Misbehaving() as good:
@@ -449,12 +451,11 @@ def test_from_tags_alone_no_picture_is_opened(tmp_path: Path, api: str) -> None:
     assert {one["key"]: one.get("error") for one in answers} == {"a.png": None, "b.png": "no_prompt"}
 
 
+@pytest.mark.slow
 def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_path: Path) -> None:
     (tmp_path / "posts").mkdir()
-    posts = danbooru(
-        tmp_path / "posts.parquet",
-        *({"id": 1 + n, "tag_string_general": tags} for n, tags in enumerate(("cat hat", "dog"))),
-    )
+    said = [{"id": 1, "tag_string_general": "cat hat"}, {"id": 2, "tag_string_general": "dog"}]
+    posts = danbooru(tmp_path / "posts.parquet", *said)
     cutline("add", tmp_path / "posts", posts)
     with Misbehaving(says="a dog") as good:
         cutline("annotate", tmp_path / "posts", "server", *typed(good, api="completions", prompt="from-tags"))

@@ -67,6 +67,8 @@ REST, LONGEST_REST = 1.0, 30.0
 """Seconds until an open circuit lets one request through; doubled each time that it fails, up to the second."""
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 """Seconds: a wait is drawn from 0 to the first, doubled for each failure before it, up to the second."""
+REFUSALS = 10
+"""A request that was refused so many times, by servers that were busy, while others are served, waits no longer."""
 SLOWER = 3.0
 """An endpoint whose answers take so many times as long as its own best is sent fewer at once."""
 MOST_REPLY = 16 << 20
@@ -424,6 +426,7 @@ class RemoteSession:
         tries = 0
         avoid: set[str] = set()
         waited_since: float | None = None
+        refusals = 0
         while True:
             endpoint = await self._pool.take(number, avoid)
             try:
@@ -438,8 +441,10 @@ class RemoteSession:
                         raise
                     wait = _backoff(tries)
                 elif error.reason == "rate_limited" or not error.sent:
-                    waited_since = waited_since or now
-                    if now - waited_since >= self.settings.patience or self._pool.given_up(now):
+                    waited_since, refusals = waited_since or now, refusals + 1
+                    # Others may be served while this one is refused: it may be too much for a minute's ration.
+                    alone = refusals >= REFUSALS and now - waited_since >= self.settings.patience
+                    if alone or self._pool.given_up(now):
                         raise RemoteError(*self._pool.trouble) from None
                     wait = 0.0  # the endpoint rests, and not the request
                 else:

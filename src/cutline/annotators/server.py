@@ -101,8 +101,11 @@ class Server(Prompted, Remote):
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked about this picture, which stands in it by its name; the digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
-        picture = {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
-        return self.body(self.ask(row, attempt), attempt, picture)
+        return self.body(self.ask(row, attempt), attempt, self.named(row))
+
+    def named(self, row: Row) -> dict[str, Any]:
+        """What stands for the picture where its bytes are not: in what is shown and hashed."""
+        return {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
 
     def body(self, asked: Asked, attempt: int, picture: Any) -> dict[str, Any]:
         """The body of a request, with `picture` in the place of the picture's address."""
@@ -167,7 +170,7 @@ class ServerSession(RemoteSession):
         return {
             **answer.columns,
             "attempt": attempt,
-            "request": digest(settings.request({**row, "attempt": attempt})),
+            "request": digest(settings.body(asked, attempt, settings.named(row))),
             "tokens_in": _usage(reply, "prompt_tokens"),
             "tokens_out": _usage(reply, "completion_tokens"),
             "seconds": seconds,
