@@ -125,8 +125,26 @@ def test_an_adapter_speaks_and_brings_its_base(florence_folder: Path, adapter_fo
     assert merged != words(say(settings(florence_folder, beams=1), rows))
     attached = adapted.load()
     base = Florence2ForConditionalGeneration.from_pretrained(florence_folder)
+    base.generation_config = attached.model.generation_config  # not what the file says of the search
     attached.model = PeftModel.from_pretrained(base, adapter_folder).eval()
     assert words({row["key"]: row for row in attached(iter(rows))}) == merged
+
+
+def test_a_text_that_was_cut_says_so(florence_folder: Path, rows: list[Row]) -> None:
+    said = json.loads((florence_folder / "generation_config.json").read_text())
+    assert said["forced_eos_token_id"] is not None, "with which the last token is an end, whatever was to come"
+    answers = say(settings(florence_folder, min_tokens=8, max_tokens=8), rows)
+    assert {answer["finish_reason"] for answer in answers.values()} == {"length"}
+
+
+def test_nothing_is_said_twice_in_threes(
+    florence_folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(florence_folder, min_tokens=30, max_tokens=30)
+    assert asked.request(rows[0])["generation"]["no_repeat_ngram_size"] == 3
+    said = words(say(asked, rows))
+    monkeypatch.setattr("cutline.annotators.florence2.NGRAM", 0)
+    assert words(say(asked, rows)) != said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -179,6 +180,25 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, adapter_folder: 
         ImageText(model=str(other), adapter=str(adapter_folder)).load()
 
 
+def test_pickled_weights_are_not_read(tmp_path: Path, llava_folder: Path, adapter_folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    def pickled(folder: Path, weights: str, name: str) -> Path:
+        made = tmp_path / folder.name
+        made.mkdir()
+        for file in folder.iterdir():
+            if file.name != weights:
+                (made / file.name).write_bytes(file.read_bytes())
+        torch.save(load_file(folder / weights), made / name)
+        return made
+
+    with pytest.raises(CutlineError, match=r"no file named model\.safetensors"):
+        settings(pickled(llava_folder, "model.safetensors", "pytorch_model.bin")).load()
+    adapter = pickled(adapter_folder, "adapter_model.safetensors", "adapter_model.bin")
+    with pytest.raises(CutlineError, match=r"has no adapter_model\.safetensors"):
+        ImageText(adapter=str(adapter)).load()
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +223,17 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] == package:
             monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "processor_config.json"])
+@pytest.mark.parametrize("spoil", [lambda _: b"", lambda data: data[: len(data) // 2], lambda _: b"[5]"])
+def test_files_that_are_cut_short_or_another_kind_are_said_so(
+    tmp_path: Path, llava_folder: Path, file: str, spoil: Callable[[bytes], bytes]
+) -> None:
+    for part in llava_folder.iterdir():
+        (tmp_path / part.name).write_bytes(spoil(part.read_bytes()) if part.name == file else part.read_bytes())
+    with pytest.raises(CutlineError, match=f"model={tmp_path} is a folder, but cannot be loaded: .* Give a folder"):
+        settings(tmp_path).load()
 
 
 @pytest.mark.parametrize(

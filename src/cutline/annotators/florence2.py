@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 NATIVE = "florence-community/"
 BASE = NATIVE + "Florence-2-base-ft"
 
+NGRAM = 3
+"""Tokens in a row that are not said twice: the generation_config.json of Florence-2 has it so, and ends a search of
+beams as soon as there are enough texts. A request says it, since what a file says of the search is not done.
+"""
+
 TEXT_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")
 """Tasks that are answered by a text."""
 
@@ -100,6 +105,11 @@ class Florence2(Prompted, Local, Search):
             said["sampling"] = {**sampling, "seed": asked.seed}
         return said
 
+    def generation(self, attempt: int = 1) -> dict[str, Any]:
+        """The settings of the search in this attempt, by transformers' names, with the two of the published models."""
+        found = super().generation(attempt)
+        return {**found, "no_repeat_ngram_size": NGRAM, "early_stopping": found["num_beams"] > 1}
+
     def load(self) -> Florence2Session:
         """Load the weights. Raises CutlineError where they, or the libraries for them, are not there or do not fit."""
         return Florence2Session(self)
@@ -150,7 +160,8 @@ class Florence2Session(LocalSession):
         inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
         inputs = inputs.to(self.device, self.dtype)  # floats to the dtype, numbers stay
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, **search)  # (B, L), from the sign of the start on
+            # (B, L), from the sign of the start on
+            tokens = self.model.generate(**inputs, **search, eos_token_id=sorted(self.ends))
         return [
             read_tokens(self.tokenizer, said, self.ends, int(mask.sum()))
             for said, mask in zip(tokens[:, 1:].tolist(), inputs["attention_mask"], strict=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,12 @@ MOST = 64
 """Rows at once at most for batch_size=auto: beyond, a GPU is no faster, and a stop loses more work in hand."""
 SHARE = 0.8
 """Of the memory that is free: what batch_size=auto gives to a batch."""
+
+TOKENS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
+"""What a model's generation_config.json says of its tokens: which begin, end and fill, and which are never said."""
 
 
 @dataclass(frozen=True)
@@ -312,10 +319,10 @@ def read_tokens(tokenizer: Any, new: list[int], ends: set[int], tokens_in: int) 
 
 
 def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a text."""
+    """The tokens that end a text, of which `generate` is told too: what it goes by itself may be another file's."""
     found = model.generation_config.eos_token_id
     found = tokenizer.eos_token_id if found is None else found
-    return set(found) if isinstance(found, list) else {found}
+    return set(found) if isinstance(found, list) else {found} - {None}
 
 
 def find_libraries(settings: Local) -> Any:
@@ -326,6 +333,7 @@ def find_libraries(settings: Local) -> Any:
         transformers: Any = import_module("transformers")
     except ImportError as error:
         raise not_installed(settings, error) from None
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # nobody is asked to convert pickles, which are not read
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if settings.quantize and find_spec("bitsandbytes") is None:
@@ -376,8 +384,8 @@ def load_config(settings: Local, *types: str) -> Any:
     transformers = find_libraries(settings)
     with _loading(settings):
         said, _ = transformers.PreTrainedConfig.get_config_dict(_name(settings), **_where(settings))
-        if not said:
-            raise OSError("there is no config.json in it.")
+        if not said or not isinstance(said, dict):
+            raise OSError("there is no config.json in it, or no object in that.")
     kind = said.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         raise CutlineError(
@@ -397,6 +405,21 @@ def load_part(settings: Local, kind: Any, **more: Any) -> Any:
     """`kind.from_pretrained` of the settings' model: a configuration, tokenizer or processor."""
     with _loading(settings):
         return kind.from_pretrained(_name(settings), **_where(settings), **more)
+
+
+def read_json(settings: Local, file: str) -> dict[str, Any]:
+    """What a JSON file beside the model says; nothing where there is no such file, or no object in it."""
+    hub: Any = import_module("transformers.utils.hub")
+    with _loading(settings):
+        path = hub.cached_file(
+            _name(settings),
+            file,
+            revision=settings.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        said = json.loads(Path(path).read_text("utf-8")) if path else {}
+        return said if isinstance(said, dict) else {}
 
 
 def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) -> Any:
@@ -432,6 +455,7 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
         more["attn_implementation"] = settings.attention
     if settings.quantize:
         more["quantization_config"] = _quantisation(settings, dtype)
+    more["use_safetensors"] = True  # other files of weights are pickles, which may run code
     with _loading(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of bitsandbytes and accelerate, about themselves
         model, loading = kind.from_pretrained(
@@ -451,8 +475,7 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
         model = _adapt(settings, model)
     if merged:
         model = model.merge_and_unload().to(device=device, dtype=dtype)
-    # What is not said in the request is not to come from a file beside the model.
-    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
+    _forget_search(model)
     return model.eval()
 
 
@@ -493,6 +516,15 @@ def not_installed(settings: Local, error: ImportError) -> CutlineError:
     return CutlineError(f"{settings.called} needs more libraries ({_first_line(error)}): pip install 'cutline[models]'")
 
 
+def _forget_search(model: Any) -> None:
+    """Take from a model how its files would have words searched: what a request does not say is not to change words."""
+    transformers: Any = import_module("transformers")
+    for part in model.modules():  # some have a language model within, which generates by settings of its own
+        if found := getattr(part, "generation_config", None):
+            known = {name: getattr(found, name, None) for name in TOKENS}
+            part.generation_config = transformers.GenerationConfig(**known)
+
+
 def _quantisation(settings: Local, dtype: torch.dtype) -> Any:
     transformers: Any = import_module("transformers")
     if settings.quantize == "int8":
@@ -511,12 +543,14 @@ def _adapt(settings: Local, model: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what PEFT and transformers will rename
             adapted = PeftModel(model, PeftConfig.from_pretrained(folder))
+            if not (Path(folder) / "adapter_model.safetensors").exists():
+                raise ValueError("it has no adapter_model.safetensors, and pickles (.bin) are not read.")
             loading = adapted.load_adapter(folder, "default")
         misfits = [*loading.missing_keys, *loading.unexpected_keys]
         if misfits:
             raise ValueError(f"{len(misfits)} of its weights, such as {misfits[0]}, do not match.")
         return adapted
-    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # as for `_loading`
         raise CutlineError(
             f"{settings.called}: the adapter {settings.adapter} does not fit {settings.model}: {_first_line(error)} "
             "Give the model that it was trained on: -o model=…"
@@ -529,7 +563,7 @@ def _loading(settings: Local) -> Iterator[None]:
         yield
     except ImportError as error:
         raise not_installed(settings, error) from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # files that are cut short or made by others fail in many ways
         here = Path(_name(settings)).exists()
         there = "is a folder, but cannot be loaded" if here else "is no folder here, nor came from the hub"
         raise CutlineError(
