@@ -203,6 +203,38 @@ def save_gemma3(folder: Path, *, template: str = PARTS, seed: int = 0) -> Path:
     return _save(transformers.Gemma3ForConditionalGeneration, config, folder, seed)
 
 
+def save_blip2(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random BLIP-2 (before an OPT): it has no chat template, and its processor puts pictures in by itself."""
+    transformers = _quiet()
+    signs = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=new_tokenizer().backend_tokenizer, **signs)
+    pillow: Any = import_module("transformers.models.blip.image_processing_pil_blip")
+    images = pillow.BlipImageProcessorPil(size={"height": 32, "width": 32})
+    transformers.Blip2Processor(images, tokenizer, num_query_tokens=4).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Blip2Config(
+        vision_config=transformers.Blip2VisionConfig(**sizes, image_size=32, patch_size=8, initializer_range=0.2),
+        qformer_config=transformers.Blip2QFormerConfig(
+            **sizes, vocab_size=len(tokenizer), encoder_hidden_size=32, initializer_range=0.2
+        ),
+        text_config=transformers.OPTConfig(
+            **_signs(tokenizer),
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            word_embed_proj_dim=64,
+            ffn_dim=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=512,
+            init_std=0.2,
+        ),
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        initializer_range=0.2,
+    )
+    return _save(transformers.Blip2ForConditionalGeneration, config, folder, seed)
+
+
 def save_florence2(folder: Path, *, seed: int = 1) -> Path:
     """Save a random Florence-2 (a DaViT of two stages before a BART), and its processor."""
     transformers = _quiet()

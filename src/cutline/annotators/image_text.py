@@ -8,7 +8,8 @@ trying when the model is loaded, not kept in a table. Nothing needs torchvision,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from cutline.annotators.local import (
     load_config,
     load_part,
     load_weights,
+    read_json,
     read_tokens,
 )
 from cutline.annotators.prompted import Asked, Prompted
@@ -38,6 +40,23 @@ ELSEWHERE = {"blip": "the annotator blip", "florence2": "the annotator florence2
 
 LONGEST_SIDE = 20_000
 """More than this is no side of a picture, but its pixels."""
+
+TODAY = {
+    "%d": "26",
+    "%b": "Jul",
+    "%B": "July",
+    "%m": "07",
+    "%Y": "2024",
+    "%y": "24",
+    "%H": "00",
+    "%M": "00",
+    "%S": "00",
+}
+"""What day it is to chat templates, which would tell the model of the day of the run: what it says would change
+overnight. Llama's name this one where they cannot know."""
+
+THINKING = re.compile(r"(?:<think(?:ing)?>|\[THINK\]|◁think▷)\s*$")
+"""The sign with which templates of thinking models end, so that the answer begins with thoughts."""
 
 PROBE_SIDE = 1024
 """Pixels a side of the picture by which batch_size=auto is measured, unless max_pixels says less or more."""
@@ -137,15 +156,18 @@ class ImageTextSession(LocalSession):
 
         inputs = self.chat.tensors(texts, pictures).to(self.device, self.dtype)  # floats to the dtype, numbers stay
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, **search, pad_token_id=self.tokenizer.pad_token_id)  # (B, L)
+            tokens = self.model.generate(  # (B, L)
+                **inputs, **search, eos_token_id=sorted(self.ends) or None, pad_token_id=self.tokenizer.pad_token_id
+            )
         given = inputs["input_ids"]  # (B, P)
         start = given.shape[1]
         if tokens.shape[1] < start or not torch.equal(tokens[:, :start], given):
             start = 0  # a model that makes embeddings of what is asked returns what is new alone
-        return [
-            read_tokens(self.tokenizer, new, self.ends, int(mask.sum()))
-            for new, mask in zip(tokens[:, start:].tolist(), inputs["attention_mask"], strict=True)
-        ]
+        found = []
+        for text, new, mask in zip(texts, tokens[:, start:].tolist(), inputs["attention_mask"], strict=True):
+            said = read_tokens(self.tokenizer, new, self.ends, int(mask.sum()))
+            found.append(replace(said, text=_begun(text) + said.text))
+        return found
 
     def _probe(self, picture: Image.Image) -> None:
         longest = {**self.settings.generation(), "min_new_tokens": self.settings.max_tokens}
@@ -162,10 +184,12 @@ class _Chat:
     def __init__(self, settings: ImageText, processor: Any, picture: Image.Image) -> None:
         self.settings, self.processor, self.tokenizer = settings, processor, processor.tokenizer
         found = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
-        self.template: str | None = found.get("default") if isinstance(found, dict) else found
+        self.template: str | None = _undated(found.get("default") if isinstance(found, dict) else found)
         # Where a processor has no sign for a picture, it puts the picture in by itself.
         self.image_token = str(getattr(processor, "image_token", None) or "")
-        self.special = sorted({*self.tokenizer.all_special_tokens, self.image_token} - {""})
+        # A tokenizer names some of its signs; others are in its list alone, such as Llama's for who speaks.
+        listed = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        self.special = sorted({*self.tokenizer.all_special_tokens, *listed, self.image_token} - {""})
         prompt = settings.asking
         self.has_system = any(one.system.strip() for one in prompt.one_of or (prompt,))
         self.way = self._choose(picture)
@@ -197,7 +221,7 @@ class _Chat:
                     f"image_text: {self.settings.model} has no chat template, and so no place for a system prompt; "
                     "leave it empty with -o system="
                 )
-            ways = ["plain"]
+            ways = ["text" if self._puts_in(picture) else "plain"]
         else:
             ways = ["parts", "text", "text with the picture in it"]
         refusals = []
@@ -211,9 +235,12 @@ class _Chat:
                 refusals.append(str(error).strip().partition("\n")[0])
         else:
             why = f" ({refusals[0]})" if refusals else ""
+            what = (
+                "its chat template does not" if self.template else "it has no chat template, and its processor does not"
+            )
             raise CutlineError(
-                f"image_text: {self.settings.model} cannot be asked: its chat template does not take a text and a "
-                f"picture in any way that is known{why}. A server may run it: see the annotator server"
+                f"image_text: {self.settings.model} cannot be asked: {what} take a text and a picture in any way that "
+                f"is known{why}. A server may run it: see the annotator server"
             )
         if self.has_system:
             try:
@@ -228,9 +255,21 @@ class _Chat:
                 )
         return way
 
+    def _puts_in(self, picture: Image.Image) -> bool:
+        """Whether the processor puts in a place for the picture even where there is one, as BLIP-2's does."""
+        sign = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        try:
+            without, given = (
+                self.tensors([text], [picture])["input_ids"][0].tolist().count(sign)
+                for text in (self.sentinel, self.image_token + self.sentinel)
+            )
+        except Exception:  # as in `_choose`
+            return False
+        return bool(0 < without < given)
+
     def _render(self, way: str, system: str, user: str) -> str:
-        if way == "plain":
-            return f"{self.image_token}{user}"
+        if self.template is None:
+            return f"{self.image_token}{user}" if way == "plain" else user
         content: Any = user
         told: Any = system
         if way == "parts":
@@ -239,8 +278,25 @@ class _Chat:
             content = f"{self.image_token}\n{user}"
         messages = [*([{"role": "system", "content": told}] if system else []), {"role": "user", "content": content}]
         return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            messages,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
+
+
+def _undated(template: str | None) -> str | None:
+    """The template, with a function of its own in place of the one that tells the time."""
+    if template is None or "strftime_now" not in template:
+        return template
+    filled = "".join(f" | replace({sign!r}, {said!r})" for sign, said in TODAY.items())
+    return f"{{% macro strftime_now(form) %}}{{{{ form{filled} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+
+def _begun(rendered: str) -> str:
+    """What the template has begun of the answer: the sign before thoughts, without which they pass for the answer."""
+    found = THINKING.search(rendered)
+    return found[0] if found else ""
 
 
 def _refuse_type(settings: ImageText, config: Any) -> None:
@@ -262,10 +318,8 @@ def _refuse_type(settings: ImageText, config: Any) -> None:
 
 def load_processor(settings: ImageText, config: Any) -> Any:
     """The model's processor, without its part for films, which needs torchvision."""
-    auto: Any = import_module("transformers.models.auto.processing_auto")
-    kind: Any = auto.PROCESSOR_MAPPING.get(type(config), auto.AutoProcessor)
     try:
-        found = load_part(settings, for_pictures(kind))
+        found = load_part(settings, for_pictures(_processor_class(settings, config)))
     except ImportError as error:  # a class that stands in for one that cannot be used here
         reason = " ".join(str(error).split())
         raise CutlineError(f"image_text: {settings.model} cannot be used here: {reason:.200}") from None
@@ -275,6 +329,16 @@ def load_processor(settings: ImageText, config: Any) -> Any:
             "tokenizer.json); give a whole model with -o model=…"
         )
     return found
+
+
+def _processor_class(settings: ImageText, config: Any) -> Any:
+    """The class that the model's files name, or else that of its type: Pixtral is of type llava, and names its own."""
+    auto: Any = import_module("transformers.models.auto.processing_auto")
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        name = read_json(settings, file).get("processor_class")
+        if name and (kind := auto.processor_class_from_name(name)):
+            return kind
+    return auto.PROCESSOR_MAPPING.get(type(config), auto.AutoProcessor)
 
 
 def for_pictures(kind: Any) -> Any:
