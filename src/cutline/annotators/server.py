@@ -146,6 +146,8 @@ class ServerSession(RemoteSession):
         super().__init__(settings)
         self.server = settings
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="encode")
+        if settings.picture:
+            _import_pillow()
 
     async def one(self, row: Row) -> Row:
         """Ask about one picture, and again while the answer has something wrong that another try may mend."""
@@ -232,6 +234,15 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     height = min(max(1, int(image.height * scale)), max_pixels // width)
     width = min(width, max_pixels // height)
     return image.resize((width, height), Resampling.LANCZOS)
+
+
+def _import_pillow() -> None:
+    """Import what reads and writes pictures: it takes a while, in which the servers would wait for the first ones."""
+    from PIL import Image
+
+    out = BytesIO()
+    Image.new("RGB", (1, 1)).save(out, "JPEG")
+    decode(out.getvalue())
 
 
 def _extra(text: str) -> str:
