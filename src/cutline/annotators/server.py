@@ -101,11 +101,12 @@ class Server(Prompted, Remote):
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked about this picture, which stands in it by its name; the digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
-        return self.body(self.ask(row, attempt), attempt, self.named(row))
+        return self.shown(row, self.ask(row, attempt), attempt)
 
-    def named(self, row: Row) -> dict[str, Any]:
-        """What stands for the picture where its bytes are not: in what is shown and hashed."""
-        return {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
+    def shown(self, row: Row, asked: Asked, attempt: int) -> dict[str, Any]:
+        """A request as it is shown and hashed."""
+        picture = {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
+        return self.body(asked, attempt, picture)
 
     def body(self, asked: Asked, attempt: int, picture: Any) -> dict[str, Any]:
         """The body of a request, with `picture` in the place of the picture's address."""
@@ -172,7 +173,7 @@ class ServerSession(RemoteSession):
         return {
             **answer.columns,
             "attempt": attempt,
-            "request": digest(settings.body(asked, attempt, settings.named(row))),
+            "request": digest(settings.shown(row, asked, attempt)),
             "tokens_in": _usage(reply, "prompt_tokens"),
             "tokens_out": _usage(reply, "completion_tokens"),
             "seconds": seconds,
