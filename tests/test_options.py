@@ -1078,6 +1078,55 @@ def _(w: World) -> bool:
     return "-o says=" in w.cli("plugins", "echo") and "-o" not in w.cli("plugins")
 
 
+def _doubtful(world: World) -> Path:
+    """The dataset with a caption that loops, one that the tags of one layer deny, and another layer of tags."""
+    (world.photos / "a.txt").write_text("a cat, " * 40)
+    (world.photos / "b.txt").write_text("Two girls on a beach.")
+    world.cli("add", world.photos)
+    dataset = Dataset(world.photos)
+    for layer, tag in (("tags/one", "1girl"), ("tags/two", "2girls")):
+        with dataset.layer(layer).write() as writer:
+            writer.add({"key": "b.png", "general": [tag, "hat"]})
+    return world.photos
+
+
+@seen("check dataset")
+def _(w: World) -> bool:
+    return "loop" in w.cli("check", _doubtful(w), "captions/sidecar", "--tags", "tags/two")
+
+
+@seen("check layer")
+def _(w: World) -> bool:
+    return "is no layer of captions" in w.cli("check", _doubtful(w), "captions/none", "--tags", "tags/two", code=2)
+
+
+@seen("check tags")
+def _(w: World) -> bool:
+    said = [w.cli("check", _doubtful(w), "captions/sidecar", "--tags", layer) for layer in ("tags/one", "tags/two")]
+    return ["count " in text for text in said] == [True, False]
+
+
+@seen("check prompt")
+def _(w: World) -> bool:
+    (w.folder / "strict.toml").write_text('user = "What?"\n[checks]\nleast_coverage = 0.9\ncoverage = "reject"\n')
+    words = ("check", _doubtful(w), "captions/sidecar", "--tags", "tags/one")
+    return "coverage" not in w.cli(*words) and "coverage" in w.cli(*words, "--prompt", w.folder / "strict.toml")
+
+
+@seen("check repair")
+def _(w: World) -> bool:
+    w.cli("check", _doubtful(w), "captions/sidecar", "--tags", "tags/two", "--repair")
+    rejected = "select key from \"captions/sidecar\" where verdict = 'rejected'"
+    return Dataset(w.photos).sql(rejected).fetchall() == [("a.png",)]
+
+
+@seen("check as_json")
+def _(w: World) -> bool:
+    return bool(
+        json.loads(w.cli("check", _doubtful(w), "captions/sidecar", "--tags", "tags/two", "--json"))["findings"]
+    )
+
+
 @seen("presets kind")
 def _(w: World) -> bool:
     return "recipes " in w.cli("presets") and "recipes " not in w.cli("presets", "prompts")

@@ -103,7 +103,7 @@ class ImageTextSession(LocalSession):
         transformers: Any = import_module("transformers")
         config = load_config(settings)
         _refuse_type(settings, config)
-        self.processor = _load_processor(settings, config)
+        self.processor = load_processor(settings, config)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"  # what is written on follows what is asked
         if self.tokenizer.pad_token is None:
@@ -256,7 +256,7 @@ def _refuse_type(settings: ImageText, config: Any) -> None:
         )
 
 
-def _load_processor(settings: ImageText, config: Any) -> Any:
+def load_processor(settings: ImageText, config: Any) -> Any:
     """The model's processor, without its part for films, which needs torchvision."""
     auto: Any = import_module("transformers.models.auto.processing_auto")
     kind: Any = auto.PROCESSOR_MAPPING.get(type(config), auto.AutoProcessor)
