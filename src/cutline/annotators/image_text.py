@@ -137,7 +137,9 @@ class ImageTextSession(LocalSession):
 
         inputs = self.chat.tensors(texts, pictures).to(self.device, self.dtype)  # floats to the dtype, numbers stay
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, **search, pad_token_id=self.tokenizer.pad_token_id)  # (B, L)
+            tokens = self.model.generate(  # (B, L)
+                **inputs, **search, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=sorted(self.ends)
+            )
         given = inputs["input_ids"]  # (B, P)
         start = given.shape[1]
         if tokens.shape[1] < start or not torch.equal(tokens[:, :start], given):

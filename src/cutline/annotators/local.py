@@ -315,7 +315,7 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text."""
     found = model.generation_config.eos_token_id
     found = tokenizer.eos_token_id if found is None else found
-    return set(found) if isinstance(found, list) else {found}
+    return {end for end in (found if isinstance(found, list) else [found]) if end is not None}
 
 
 def find_libraries(settings: Local) -> Any:
