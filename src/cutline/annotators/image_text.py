@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 ELSEWHERE = {"blip": "the annotator blip", "florence2": "the annotator florence2"}
 """Model types that have an annotator of their own."""
 
+LONGEST_SIDE = 20_000
+"""More than this is no side of a picture, but its pixels."""
+
 PROBE_SIDE = 1024
 """Pixels a side of the picture by which batch_size=auto is measured, unless max_pixels says less or more."""
 
@@ -134,7 +137,9 @@ class ImageTextSession(LocalSession):
 
         inputs = self.chat.tensors(texts, pictures).to(self.device, self.dtype)  # floats to the dtype, numbers stay
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, **search, pad_token_id=self.tokenizer.pad_token_id)  # (B, L)
+            tokens = self.model.generate(  # (B, L)
+                **inputs, **search, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=sorted(self.ends)
+            )
         given = inputs["input_ids"]  # (B, P)
         start = given.shape[1]
         if tokens.shape[1] < start or not torch.equal(tokens[:, :start], given):
@@ -160,7 +165,8 @@ class _Chat:
         self.settings, self.processor, self.tokenizer = settings, processor, processor.tokenizer
         found = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self.template: str | None = found.get("default") if isinstance(found, dict) else found
-        self.image_token: str = str(getattr(processor, "image_token", None) or "<image>")
+        # Where a processor has no sign for a picture, it puts the picture in by itself.
+        self.image_token = str(getattr(processor, "image_token", None) or "")
         self.special = sorted({*self.tokenizer.all_special_tokens, self.image_token} - {""})
         prompt = settings.asking
         self.has_system = any(one.system.strip() for one in prompt.one_of or (prompt,))
@@ -260,23 +266,11 @@ def load_processor(settings: ImageText, config: Any) -> Any:
     """The model's processor, without its part for films, which needs torchvision."""
     auto: Any = import_module("transformers.models.auto.processing_auto")
     kind: Any = auto.PROCESSOR_MAPPING.get(type(config), auto.AutoProcessor)
-    parts = kind.get_attributes() if hasattr(kind, "get_attributes") else []
-    if "video_processor" in parts:
-        place = parts.index("video_processor")
-
-        class ForPictures(kind):  # type: ignore[misc]
-            @classmethod
-            def get_attributes(cls) -> list[str]:
-                return [part for part in parts if part != "video_processor"]
-
-            @classmethod
-            def _get_arguments_from_pretrained(cls, *args: Any, **more: Any) -> list[Any]:
-                loaded = super()._get_arguments_from_pretrained(*args, **more)
-                return [*loaded[:place], None, *loaded[place:]]
-
-        ForPictures.__name__ = kind.__name__  # transformers looks its relations up by it
-        kind = ForPictures
-    found = load_part(settings, kind)
+    try:
+        found = load_part(settings, for_pictures(kind))
+    except ImportError as error:  # a class that stands in for one that cannot be used here
+        reason = " ".join(str(error).split())
+        raise CutlineError(f"image_text: {settings.model} cannot be used here: {reason:.200}") from None
     if getattr(found, "tokenizer", None) is None or getattr(found, "image_processor", None) is None:
         raise CutlineError(
             f"image_text: {settings.model} brings no processor of pictures and texts (preprocessor_config.json, "
@@ -285,19 +279,47 @@ def load_processor(settings: ImageText, config: Any) -> Any:
     return found
 
 
+def for_pictures(kind: Any) -> Any:
+    """A processor's class, made to load and work without a processor of films."""
+    parts = kind.get_attributes() if hasattr(kind, "get_attributes") else []
+    if "video_processor" not in parts:
+        return kind
+    place = parts.index("video_processor")
+
+    class WithoutFilms(kind):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [part for part in parts if part != "video_processor"]
+
+    class ForPictures(kind):  # type: ignore[misc]
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **more: Any) -> list[Any]:
+            loaded = WithoutFilms._get_arguments_from_pretrained(*args, **more)
+            return [*loaded[:place], None, *loaded[place:]]
+
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            return None if argument is None else super().check_argument_for_proper_class(name, argument)
+
+    ForPictures.__name__ = WithoutFilms.__name__ = kind.__name__  # transformers looks relations up by it
+    return ForPictures
+
+
 def _limit_pixels(settings: ImageText, image_processor: Any) -> None:
     """Set the least and most pixels of a picture, where the model's pictures differ in size."""
     given = {name: getattr(settings, name) for name in ("min_pixels", "max_pixels")}
     if not any(given.values()):
         return
-    known = getattr(image_processor.valid_kwargs, "__annotations__", {})
-    if not {"min_pixels", "max_pixels"} <= set(known):
+    # Families whose pictures differ in size call their least and most pixels edges, as if they were sides.
+    known = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
+    least, most = (
+        getattr(getattr(image_processor, "size", None), edge, None) for edge in ("shortest_edge", "longest_edge")
+    )
+    if not (least and most and ("min_pixels" in known or most > LONGEST_SIDE)):
         name = next(name for name, value in given.items() if value)
         raise CutlineError(
             f"image_text: {name} has no effect on {settings.model}, which scales every picture to sizes of its own "
             f"({type(image_processor).__name__}); leave it out"
         )
-    least, most = (getattr(image_processor.size, edge) for edge in ("shortest_edge", "longest_edge"))
     if settings.max_pixels:
         least, most = min(least, settings.max_pixels), settings.max_pixels
     if settings.min_pixels:

@@ -315,7 +315,7 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text."""
     found = model.generation_config.eos_token_id
     found = tokenizer.eos_token_id if found is None else found
-    return set(found) if isinstance(found, list) else {found}
+    return {end for end in (found if isinstance(found, list) else [found]) if end is not None}
 
 
 def find_libraries(settings: Local) -> Any:
@@ -419,6 +419,11 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
 
     found = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
     dtype: torch.dtype = found if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if settings.attention == "flash_attention_2" and dtype == torch.float32:
+        raise CutlineError(
+            f"{settings.called}: attention=flash_attention_2 does not work in float32, as {settings.model} is stored; "
+            "add -o dtype=bfloat16"
+        )
     merged = settings.adapter and not settings.quantize
     more: dict[str, Any] = {"dtype": torch.float32 if merged else dtype}
     if not merged:
@@ -465,12 +470,15 @@ def choose_batch_size(settings: Local, device: torch.device, probe: Callable[[],
         return FEW
     import torch
 
-    probe()  # the first one allocates what stays
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    probe()
-    one = torch.cuda.max_memory_allocated(device) - before
+    try:
+        probe()  # the first one allocates what stays
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        probe()
+        one = torch.cuda.max_memory_allocated(device) - before
+    except torch.OutOfMemoryError:
+        return 1  # smaller rows than the largest may fit
     torch.cuda.empty_cache()
     return fitting(free=torch.cuda.mem_get_info(device)[0], one=one)
 
