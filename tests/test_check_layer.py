@@ -15,7 +15,8 @@ from cutline.cli.main import app
 from cutline.dataset import Dataset
 from cutline.options import OptionError
 from cutline.prompts.prompt import Prompt
-from running import cutline, environment
+from cutline.sources.folder import Folder
+from running import cutline, environment, make_pictures
 from test_stats import dataset
 
 CAPTIONS, CHECKS = "captions/mine", "checks/mine"
@@ -258,3 +259,18 @@ def test_odd_rows_are_no_crash(tmp_path: Path) -> None:
     found = rows(made, CAPTIONS)
     assert {key: found[key]["verdict"] for key in found} == dict.fromkeys("abd", "rejected") | {"c": None}
     assert check(made, CAPTIONS, repair=True).written == 0
+
+
+def test_what_was_repaired_stays_so_until_its_source_says_something_else(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    (tmp_path / "p0000.txt").write_text("a cat, " * 40)
+    (tmp_path / "p0001.txt").write_text("A cat.")
+    dataset = Dataset(tmp_path)
+    dataset.add(Folder(path=tmp_path))
+    assert check(dataset, "captions/sidecar", repair=True).rejected == 1
+    verdicts = 'select verdict from "captions/sidecar" order by key'
+    dataset.add(Folder(path=tmp_path))
+    assert dataset.sql(verdicts).fetchall() == [("rejected",), ("good",)]
+    (tmp_path / "p0000.txt").write_text("A dog.")
+    dataset.add(Folder(path=tmp_path))
+    assert dataset.sql(verdicts).fetchall() == [("good",), ("good",)]

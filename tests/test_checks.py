@@ -65,6 +65,10 @@ FAULTY: dict[str, list[str]] = {
         "As an AI language model, I do not see pictures.",
         "As an AI, I can't look at that.",
         "As a large language model I have no eyes.",
+        "I am sorry, but as an AI I have no eyes.",
+        "I'm sorry but the image is inappropriate.",
+        "I regret to inform you that I cannot do so.",
+        "The image contains explicit content that I can't describe.",
         "Unfortunately, I am unable to describe it.",
         "I apologize, but I can't continue.",
         "My apologies, I cannot do that.",
@@ -445,3 +449,8 @@ def test_nothing_makes_it_crash(text: str, tags: list[str], asked: str) -> None:
     judged = judge(text, policies=TRIM, finish_reason="length", asked=asked, tags={"general": tags, "meta": tags})
     assert (judged.text == "") == (judged.verdict == "rejected")
     assert sentences.whole(text) in text
+
+
+@pytest.mark.parametrize("unit", ["<think>", "。", '"a" ', "a girl ", "no text, ", "I'm sorry ", "</think>", "A. "])
+def test_long_texts_take_no_square_of_their_length(unit: str) -> None:
+    judge(unit * 20_000, policies=Policies(loop="keep"), asked=unit * 100, tags={"general": ["1girl", "solo"]})

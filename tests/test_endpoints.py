@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -292,6 +293,29 @@ def test_a_request_that_fails_at_one_server_goes_to_the_other() -> None:
 def test_nobody_there_is_said_before_any_row() -> None:
     with pytest.raises(CutlineError, match=r"no server answers at http://127.0.0.1:.*Start it first"):
         settings(closed_port()).load()
+
+
+def test_a_server_that_hangs_for_all_leaves_its_work_to_the_other() -> None:
+    with Misbehaving(always="hang") as hung, Misbehaving(seconds=0.01) as good:
+        answers = ask(settings(hung, good, in_flight=4, deadline=0.5), numbers(80))
+        assert len(hung.asked) < 40, "its circuit is open"
+    assert not any("error" in row for row in answers.values())
+
+
+@pytest.mark.slow
+def test_whatever_happens_each_row_is_answered_once_and_rightly() -> None:
+    random = Random(5)
+    odd = ["500", "502", "page", "empty choices", "invalid JSON", "reset", "cut", "400", "error in 200"]
+    keys = numbers(200)
+    script = {key: [*random.choices(odd, k=random.choice((0, 0, 1, 2))), "good"] for key in keys}
+    with Misbehaving(script, seconds=0.005) as first, Misbehaving(script, seconds=0.005) as second:
+        answers = ask(settings(first, second, in_flight=8, tries=5), keys)
+    for key in keys:
+        # Each server goes through the script by itself, so that it is asked twice as often at most.
+        if "400" not in script[key]:
+            assert answers[key].get("texts") == [f"a picture of {key}"], (script[key], answers[key])
+        else:
+            assert answers[key].get("error", "refused_request") == "refused_request"
 
 
 # -- keys, addresses, options ----------------------------------------------------------------------------------------

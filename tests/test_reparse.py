@@ -73,6 +73,13 @@ def test_reading_again_changes_nothing_more(bad: Dataset) -> None:
     assert bad.layer(LAYER).parts() == parts
 
 
+def test_what_was_mended_stays_so_when_the_file_is_added_again(bad: Dataset) -> None:
+    reparse(selection(bad))
+    found = said(bad)
+    bad.add(Kohya(path=bad.root / "bad.json", image_dir=bad.root, layer="toriigate", rejected=True))
+    assert said(bad) == found
+
+
 def test_a_dry_run_writes_nothing(bad: Dataset) -> None:
     before = said(bad)
     report = reparse(selection(bad), dry_run=True)

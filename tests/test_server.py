@@ -184,15 +184,14 @@ def test_a_row_says_how_it_came_about(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_asks_nobody_and_shows_the_request_of_the_row(tmp_path: Path) -> None:
-    dataset_of(tmp_path, 2)
+    dataset = dataset_of(tmp_path, 2)
     with Misbehaving() as good:
         shown = json.loads(cutline("annotate", tmp_path, "server", *typed(good), "--dry-run", "--log-json").stdout)
         assert good.asked == []
-        cutline("annotate", tmp_path, "server", *typed(good), "--workers", "1")
-    first = rows_of(Dataset(tmp_path))["0"]
+        run(dataset, server(good))
+    first = rows_of(dataset)["0"]
     assert shown["first"]["hash"] == first["request"]
     assert shown["first"]["request"]["messages"][0]["content"][0]["image_url"]["url"]["picture"] == first["key"]
-    assert cutline("annotate", tmp_path, "server", *typed(good), "--dry-run").stdout.startswith("0 pictures")
 
 
 def test_a_bad_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> None:

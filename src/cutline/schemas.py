@@ -58,6 +58,7 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("tokens_in", pa.int32()),
         ("tokens_out", pa.int32()),
         ("seconds", pa.float64()),
+        ("mended", pa.string()),  # by what it was changed since it was made or added: check or reparse
     ],
     "checks": [  # of the captions layer of the same name
         ("findings", _TEXTS),  # kinds of what is wrong (cutline.checks.KINDS)

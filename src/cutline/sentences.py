@@ -19,6 +19,7 @@ _ABBREVIATION = re.compile(
 )
 _NUMBER = re.compile(r"\bno\.$", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d+\.$")
+_PAIRS = ('""', "“”", "「」", "『』")
 _NEXT = re.compile(r"\s*(\S)")
 _ENDS = re.compile(rf"[.!?…‽。！？｡][{_CLOSERS}]*$")
 
@@ -59,11 +60,19 @@ def whole(text: str) -> str:
         found.pop()
     if not found:
         return ""
-    return text[: next((end for end in reversed(found) if closed(text[:end])), found[-1])]
+    return text[: (outside_quotes(text, found) or found)[-1]]
 
 
-def closed(text: str) -> bool:
-    """Whether every double quote that is opened is closed."""
-    return text.count('"') % 2 == 0 and all(
-        text.count(opened) == text.count(closed) for opened, closed in ("“”", "「」", "『』")
-    )
+def outside_quotes(text: str, places: list[int]) -> list[int]:
+    """Those of ascending places in a text where every double quote that was opened before is closed."""
+    kept, open_quotes, at = [], dict.fromkeys(_PAIRS, 0), 0
+    for place in places:
+        for pair in _PAIRS:
+            opened, closed = text.count(pair[0], at, place), text.count(pair[1], at, place)
+            open_quotes[pair] = (
+                (open_quotes[pair] + opened) % 2 if pair == '""' else open_quotes[pair] + opened - closed
+            )
+        at = place
+        if not any(open_quotes.values()):
+            kept.append(place)
+    return kept

@@ -322,7 +322,7 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text, of which `generate` is told too: what it goes by itself may be another file's."""
     found = model.generation_config.eos_token_id
     found = tokenizer.eos_token_id if found is None else found
-    return set(found) if isinstance(found, list) else {found} - {None}
+    return {end for end in (found if isinstance(found, list) else [found]) if end is not None}
 
 
 def find_libraries(settings: Local) -> Any:

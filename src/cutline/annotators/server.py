@@ -101,11 +101,12 @@ class Server(Prompted, Remote):
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked about this picture, which stands in it by its name; the digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
-        return self.body(self.ask(row, attempt), attempt, self.named(row))
+        return self.shown(row, self.ask(row, attempt), attempt)
 
-    def named(self, row: Row) -> dict[str, Any]:
-        """What stands for the picture where its bytes are not: in what is shown and hashed."""
-        return {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
+    def shown(self, row: Row, asked: Asked, attempt: int) -> dict[str, Any]:
+        """A request as it is shown and hashed."""
+        picture = {"picture": row["uri"], "format": self.image_format, "max_pixels": self.max_pixels}
+        return self.body(asked, attempt, picture)
 
     def body(self, asked: Asked, attempt: int, picture: Any) -> dict[str, Any]:
         """The body of a request, with `picture` in the place of the picture's address."""
@@ -146,6 +147,8 @@ class ServerSession(RemoteSession):
         super().__init__(settings)
         self.server = settings
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="encode")
+        if settings.picture:
+            _import_pillow()
 
     async def one(self, row: Row) -> Row:
         """Ask about one picture, and again while the answer has something wrong that another try may mend."""
@@ -170,7 +173,7 @@ class ServerSession(RemoteSession):
         return {
             **answer.columns,
             "attempt": attempt,
-            "request": digest(settings.body(asked, attempt, settings.named(row))),
+            "request": digest(settings.shown(row, asked, attempt)),
             "tokens_in": _usage(reply, "prompt_tokens"),
             "tokens_out": _usage(reply, "completion_tokens"),
             "seconds": seconds,
@@ -232,6 +235,15 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     height = min(max(1, int(image.height * scale)), max_pixels // width)
     width = min(width, max_pixels // height)
     return image.resize((width, height), Resampling.LANCZOS)
+
+
+def _import_pillow() -> None:
+    """Import what reads and writes pictures: it takes a while, in which the servers would wait for the first ones."""
+    from PIL import Image
+
+    out = BytesIO()
+    Image.new("RGB", (1, 1)).save(out, "JPEG")
+    decode(out.getvalue())
 
 
 def _extra(text: str) -> str:

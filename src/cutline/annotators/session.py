@@ -41,7 +41,10 @@ class Session(Protocol):
     """Weights or connections, living in one worker."""
 
     def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Answer each row once, in any order. What it raises counts against all rows that it was given."""
+        """Answer each row once, in any order.
+
+        What it raises counts against all rows that it was given; `Halt` ends the run.
+        """
         ...
 
 

@@ -255,7 +255,10 @@ class TagToText(local.Local, endpoints.Remote):
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
-        asked = self.ask(row, attempt)
+        return self.shown(row, self.ask(row, attempt), attempt)
+
+    def shown(self, row: Row, asked: Asked, attempt: int) -> dict[str, Any]:
+        """A request as it is shown and hashed."""
         if self.endpoints:
             return {**self.body(asked, attempt), "picture": None}
         return {

@@ -225,7 +225,14 @@ def _mended(said: Row, found: _Found) -> Row:
         raw = "\n".join(_texts(said))
     kept = {name: value for name, value in said.items() if name not in ("error", "detail")}
     reason = found.reason if found.verdict == "rejected" else ", ".join(dict.fromkeys(reasons))
-    return {**kept, "texts": found.texts or None, "raw": raw, "verdict": found.verdict, "reason": reason}
+    return {
+        **kept,
+        "texts": found.texts or None,
+        "raw": raw,
+        "verdict": found.verdict,
+        "reason": reason,
+        "mended": "check",
+    }
 
 
 def _texts(said: Row) -> list[str]:

@@ -53,7 +53,6 @@ _CLOSE = r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/thi
 _QUOTES = "\"“‘'`「『«"
 _OPENED = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN})", re.IGNORECASE)
 _CLOSED = re.compile(rf"(?<![{_QUOTES}])(?:{_CLOSE})", re.IGNORECASE)
-_BLOCK = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN}).*?(?:{_CLOSE})", re.IGNORECASE | re.DOTALL)
 _CHANNEL = re.compile(r"<\|channel\|>\s*\w+")
 _FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|message\|>)?")
 _MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assistant)?")
@@ -77,7 +76,7 @@ def thinking(text: str) -> Fault | None:
         final = list(_FINAL.finditer(text))
         rest = _MARKER.split(text[final[-1].end() :])[0] if final else ""
         return Fault(Finding("thinking", "thoughts in a channel" + ("" if final else ", and no answer")), rest.strip())
-    rest = _BLOCK.sub(" ", text)
+    rest = _without_blocks(text)
     detail = "thoughts between marks" if rest != text else ""
     if closed := list(_CLOSED.finditer(rest)):
         rest, detail = rest[closed[-1].end() :], "the end of thoughts that were not opened"
@@ -88,6 +87,20 @@ def thinking(text: str) -> Fault | None:
     if _ALOUD.match(_straight(text).lstrip("*_# \n")):
         return Fault(Finding("thinking", f"it thinks aloud: {_excerpt(text)}"), "")
     return None
+
+
+def _without_blocks(text: str) -> str:
+    """The text without what stands between an opening mark and the next closing one."""
+    opened = {match.start() for match in _OPENED.finditer(text)}
+    ends = {match.start(): match.end() for match in _CLOSED.finditer(text)}
+    pieces, at, begin = [], 0, -1
+    for place in sorted(opened | ends.keys()):
+        if place in opened and begin < 0:
+            begin = place
+        elif place in ends and begin >= 0:
+            pieces.append(text[at:begin])
+            at, begin = ends[place], -1
+    return " ".join([*pieces, text[at:]])
 
 
 # Refusal
@@ -112,12 +125,19 @@ _REFUSALS = tuple(
         rf"\bi(?: {_NOT}|'m (?:unable|not able|not (?:comfortable|allowed))| am (?:unable|not)|'m not| do not| don't"
         r"| must decline|'ve been| have been)\b",
         r"(?:i(?:'m| am) (?:very )?sorry|sorry|i apologi[sz]e)\b[^.!?\n\"“]{0,40}\b(?:this|the|your) (?:image|request"
-        r"|content|picture|prompt) (?:violates|may violate|goes against|is not|isn't|cannot|can't|contains)",
+        r"|content|picture|prompt) (?:violates|may violate|goes against|is not|isn't|is inappropriate"
+        r"|is explicit|cannot"
+        r"|can't|contains)",
         rf"i (?:{_NOT}|am not able to|am unable to)(?: to)?(?: \w+ly)?(?: be able to)? {_HELP}",
         r"i(?:'m| am)(?: \w+ly)? (?:unable to|not able to|not allowed to|not permitted to|not comfortable"
         r"|not programmed to"
         r"|not designed to|just an? (?:ai|language model)"
         r"|an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
+        r"(?:i(?:'m| am)(?: \w+)? sorry|sorry|i apologi[sz]e),?(?: but)? as an? (?:ai|language model)\b",
+        r"i regret (?:to (?:inform|say|tell)|that i)\b",
+        r"(?:this|the) (?:image|picture|photo|content|request) (?:contains|depicts|shows|appears to|seems to"
+        r"|is)\b[^.!?\"“]{0,80}"
+        rf"\b(?:that|which|so|and) i(?: {_NOT}|'m not| am not)\b",
         r"i (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)"
         r"|i (?:respectfully )?(?:decline|refuse) to\b",
         r"i (?:do not|don't) (?:feel comfortable|have the (?:ability|capability)|have access to (?:the|any|this|your)"
@@ -128,7 +148,8 @@ _REFUSALS = tuple(
         r"|themed|robot|character))",
         r"(?:this|the|your) (?:request|prompt|content) (?:violates|may violate|goes against|is against|cannot be)",
         r"(?:it(?:'s| is) against|this goes against|that goes against) (?:my|our)\b",
-        r"(?:it (?:looks|seems|appears)(?: like| that)? )?(?:no (?:image|picture|photo) (?:was|has been|is|seems to be)"
+        r"(?:it (?:looks|seems|appears)(?: like| that)? )?(?:no (?:image|picture|photo) (?:was|has been|is"
+        r"|seems to be)"
         r" (?:provided|attached|uploaded|given)"
         r"|you (?:haven't|have not|didn't|did not|forgot to) (?:upload|attach|provid)"
         r"|there (?:is|was) no (?:image|picture|photo) (?:attached|provided|uploaded|given|here)"
@@ -315,8 +336,8 @@ def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     spans = list(spans)
     kept, at = [], 0
     ends = sentences.ends(text)
-    if sentences.closed(text):
-        ends = [end for end in ends if sentences.closed(text[:end])]  # what is quoted is not torn
+    if sentences.outside_quotes(text, [len(text)]):
+        ends = sentences.outside_quotes(text, ends)  # what is quoted is not torn
     for end in [*ends, len(text)]:
         if end > at and not any(begin < end and at < stop for begin, stop in spans):
             kept.append(text[at:end].strip())

@@ -655,6 +655,10 @@ class _Adding:
         packed = ", ".join(f"{identifier(column)} := {identifier(column)}" for column in columns)
         said = ", ".join(f"fresh.said.{identifier(column)}" for column in columns)
         views, bounds = self.dataset.views, bounds_sql(low, high)
+        mended = "false"
+        if schemas.kind(name) == "captions":  # what was mended here stays so, as long as the source says the same
+            said_there = "coalesce(fresh.said.raw, array_to_string(fresh.said.texts, chr(10)))"
+            mended = f"coalesce(cur.said.mended is not null and cur.said.raw = {said_there}, false)"
 
         def question() -> Iterator[pa.RecordBatch]:
             now = f"(select key, content from now where {bounds}) as now"
@@ -669,7 +673,7 @@ class _Adding:
                         case when fresh.said.error is not null then true end as deleted
                     from (select key, struct_pack({packed}) as said from ({fresh})) as fresh
                     left join {now} using (key) left join ({current}) as cur using (key)
-                    where cur.key is null or cur.said is distinct from fresh.said
+                    where cur.key is null or (cur.said is distinct from fresh.said and not {mended})
                         or cur.content is distinct from now.content"""
             return started(self.con.sql(f"{query} order by key").to_arrow_reader(50_000))
 

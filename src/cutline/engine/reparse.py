@@ -73,7 +73,7 @@ def reparse(selection: Selection, *, dry_run: bool = False) -> Report:
             if not dry_run:
                 known = {"key": row["key"], "content": said["content"]}
                 checks.add({**answer.columns["checks"], **known})
-                writer.add({**said, **made, **known})
+                writer.add({**said, **made, **known, "mended": "reparse"})
     return report
 
 
