@@ -182,8 +182,9 @@ def test_models_for_code_of_their_own_are_refused(tmp_path: Path, florence_folde
 
 def test_a_prompt_that_tags_spoil_is_its_own_row(florence_folder: Path, rows: list[Row]) -> None:
     spoilt = {**rows[0], "key": "spoilt", TAGS: {"general": ["<OD>"]}}
-    answers = say(settings(florence_folder, user="about {tags}"), [*rows[:2], spoilt])
-    assert [answers[key].get("error") for key in sorted(answers)] == [None, None, "no_prompt"]
+    ended = {**rows[0], "key": "the end", TAGS: {"general": ["</s>"]}}
+    answers = say(settings(florence_folder, user="about {tags}"), [*rows[:2], spoilt, ended])
+    assert [answers[key].get("error") for key in sorted(answers)] == [None, None, "no_prompt", "special_token"]
 
 
 def test_the_command_line_captions_pictures(tmp_path: Path, florence_folder: Path, rows: list[Row]) -> None:

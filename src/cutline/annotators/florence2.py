@@ -23,6 +23,8 @@ from cutline.annotators.local import (
     load_part,
     load_weights,
     read_tokens,
+    refuse_signs,
+    signs_of,
 )
 from cutline.annotators.prompted import Asked, Prompted
 from cutline.annotators.session import Row, RowError
@@ -131,6 +133,7 @@ class Florence2Session(LocalSession):
         transformers: Any = import_module("transformers")
         self.processor = load_part(settings, transformers.Florence2Processor)
         self.tokenizer = self.processor.tokenizer
+        self.signs = signs_of(self.tokenizer)
         self.model = load_weights(settings, transformers.Florence2ForConditionalGeneration, self.device, config)
         self.dtype = self.model.dtype
         self.ends = ends_of(self.model, self.tokenizer)
@@ -144,8 +147,10 @@ class Florence2Session(LocalSession):
 
     def prepare(self, row: Row) -> Image.Image:
         """Decode a picture to RGB on white. Raises RowError where nothing can be asked about it."""
-        if problem := _problem(self.settings.ask(row, row.get("attempt") or 1).user):
+        user = self.settings.ask(row, row.get("attempt") or 1).user
+        if problem := _problem(user):
             raise RowError("no_prompt", problem)
+        refuse_signs(self.signs, user)
         return super().prepare(row)
 
     def say(self, asked: list[Asked], pictures: list[Image.Image], attempt: int) -> list[Said]:

@@ -26,9 +26,11 @@ from cutline.annotators.local import (
     load_weights,
     read_json,
     read_tokens,
+    refuse_signs,
+    signs_of,
 )
 from cutline.annotators.prompted import Asked, Prompted
-from cutline.annotators.session import Row, RowError
+from cutline.annotators.session import Row
 from cutline.options import CutlineError, OptionError, option
 
 if TYPE_CHECKING:
@@ -187,20 +189,14 @@ class _Chat:
         self.template: str | None = _undated(found.get("default") if isinstance(found, dict) else found)
         # Where a processor has no sign for a picture, it puts the picture in by itself.
         self.image_token = str(getattr(processor, "image_token", None) or "")
-        # A tokenizer names some of its signs; others are in its list alone, such as Llama's for who speaks.
-        listed = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        self.special = sorted({*self.tokenizer.all_special_tokens, *listed, self.image_token} - {""})
+        self.signs = [*signs_of(self.tokenizer), *([self.image_token] if self.image_token else [])]
         prompt = settings.asking
         self.has_system = any(one.system.strip() for one in prompt.one_of or (prompt,))
         self.way = self._choose(picture)
 
     def render(self, system: str, user: str) -> str:
         """What the model is given to read, with one place for a picture. Raises RowError for tokens of the model's."""
-        for token in self.special:
-            if token in user or token in system:
-                raise RowError(
-                    "special_token", f"what would be asked has {token!r} in it, which the model reads as a sign"
-                )
+        refuse_signs(self.signs, system, user)
         return self._render(self.way, system, user)
 
     def tensors(self, texts: list[str], pictures: list[Image.Image]) -> Any:

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from cutline.annotators.session import Batched, Row
+from cutline.annotators.session import Batched, Row, RowError
 from cutline.options import CutlineError, OptionError, digest, option
 
 if TYPE_CHECKING:
@@ -195,6 +195,9 @@ class Draw:
         """Add noise to `scores` (B, V), the logits of the token after `input_ids` (B, L)."""
         import torch
 
+        device = scores.device
+        if device.type == "mps":
+            scores = scores.cpu()  # it has no numbers of 64 bits after the point
         rows, tokens = torch.nonzero(scores > -torch.inf, as_tuple=True)  # the few that top_k and its kin have left
         seeds = torch.tensor(self.seeds, device=scores.device)[rows]
         bits = _mixed(seeds + (tokens + 1 + (self.step << 32)) * _signed(0x9E3779B97F4A7C15))
@@ -202,7 +205,7 @@ class Draw:
         self.step += 1
         drawn = torch.full_like(scores, -torch.inf, dtype=torch.float32)
         drawn[rows, tokens] = (scores[rows, tokens].double() - (-chance.log()).log()).float()
-        return drawn
+        return drawn.to(device)
 
 
 def _mixed(bits: torch.Tensor) -> torch.Tensor:
@@ -323,6 +326,19 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
     found = model.generation_config.eos_token_id
     found = tokenizer.eos_token_id if found is None else found
     return {end for end in (found if isinstance(found, list) else [found]) if end is not None}
+
+
+def signs_of(tokenizer: Any) -> list[str]:
+    """The texts that a tokenizer reads as signs. Some it names; others are in its list alone, as Llama's speakers."""
+    listed = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*tokenizer.all_special_tokens, *listed} - {""})
+
+
+def refuse_signs(signs: Sequence[str], *texts: str) -> None:
+    """Raise RowError where a text to be asked has one of the model's signs in it, which it would not read as text."""
+    for sign in signs:
+        if any(sign in text for text in texts):
+            raise RowError("special_token", f"what would be asked has {sign!r} in it, which the model reads as a sign")
 
 
 def find_libraries(settings: Local) -> Any:
