@@ -152,7 +152,7 @@ class Layer:
         if found["annotator"] != wanted["annotator"]:
             lines.append(f"  annotator: {found['annotator']} made it, now {wanted['annotator']}")
         else:
-            before, now = found["settings"], wanted["settings"]
+            before, now = _flat(found["settings"]), _flat(wanted["settings"])
             lines += [
                 f"  {name}: {canonical_value(before.get(name))} made it, now {canonical_value(now.get(name))}"
                 for name in sorted({*before, *now})
@@ -163,6 +163,14 @@ class Layer:
             + "\n".join(lines)
             + f"\nGive the new rows a layer of their own: --as {self.name}-b"
         )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings with those of tables within them beside the others, `prompt.user`, so that a difference is small."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {before + name: value}
+    return flat
 
 
 def canonical_value(value: Any) -> str:

@@ -8,6 +8,7 @@ the layer that an annotator writes: the hash of those settings that can change w
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -60,7 +61,9 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
     for key in values:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none"
-            raise OptionError(f"{name} has no option '{key}'. It has: {known}.")
+            near = difflib.get_close_matches(key, fields, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise OptionError(f"{name} has no option '{key}'.{meant} It has: {known}.")
     hints = _hints(plugin)
     made: dict[str, Any] = {}
     for key, value in values.items():

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cutline.options import CutlineError, OptionError
+from cutline.options import OptionError
 
 
 def kinds() -> list[str]:
@@ -39,14 +39,14 @@ def preset(kind: str, name: str) -> dict[str, Any]:
 
 
 def read(path: str | Path, what: str) -> dict[str, Any]:
-    """What someone's own TOML file says. Raises CutlineError, naming the file; `what` says what it should have been."""
+    """What someone's own TOML file says. Raises OptionError, naming the file; `what` says what it should have been."""
     path = Path(path).expanduser()
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))  # Notepad writes a byte-order mark
     except OSError as error:
-        raise CutlineError(f"cannot read the {what} {path}: {error.strerror}") from None
+        raise OptionError(f"cannot read the {what} {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CutlineError(f"{path} is not TOML: {error}") from None
+        raise OptionError(f"{path} is not TOML: {error}") from None
 
 
 def find(kind: str, name: str, what: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -44,10 +45,8 @@ def run(
     log_json: Annotated[bool, typer.Option("--log-json", help="One line of JSON per event.")] = False,
 ) -> None:
     """Ask an annotator about every picture that its layer lacks. Stop it, kill it, start it again: it goes on."""
-    import tomllib
-
     from cutline import options as settings
-    from cutline import registry
+    from cutline import registry, toml_files
     from cutline.dataset import Dataset
     from cutline.engine.here import annotate
     from cutline.engine.selection import Selection, Shard
@@ -56,10 +55,9 @@ def run(
     plugin = registry.load("annotators", annotator)
     values: dict[str, Any] = {}
     if preset is not None:
-        try:
-            values = tomllib.loads(preset.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise settings.OptionError(f"preset {preset} cannot be read: {error}") from None
+        values = toml_files.read(preset, "preset of options")
+        if {"around", "answer", "one_of", "checks"} & values.keys():
+            raise settings.OptionError(f"{preset} is a prompt, and no preset of options. Say so: -o prompt={preset}")
     made = settings.fill(plugin, {**values, **settings.parse(options or [])})
     opened = Dataset(dataset)
     selection = Selection(
@@ -87,7 +85,7 @@ def run(
     unreadable = opened.sql("select count(*) from pictures where error is not null and error <> 'vanished'").fetchall()[
         0
     ][0]
-    again = f"cutline annotate {dataset} {annotator} …"
+    again = _again(dataset, annotator)
     if not log_json:
         counts = {
             "good": report.good,
@@ -102,12 +100,18 @@ def run(
         )
         raise typer.Exit(INTERRUPTED)
     if report.rejected:
+        which = _query(dataset, "key, reason, raw", selection.layer, "verdict = 'rejected'")
         say(
             f"{report.rejected:,} rejected ({counted(report.reasons)}): their words are kept apart, as raw. "
+            f"Which: {which}\n"
             f"To ask again: {again} --retry rejected"
         )
     if report.failed:
-        say(f"{report.failed:,} failed ({counted(report.errors)}). To try them again: {again} --retry errors")
+        which = _query(dataset, "key, error, detail", selection.layer, "error is not null")
+        say(
+            f"{report.failed:,} failed ({counted(report.errors)}). Which: {which}\n"
+            f"To try them again: {again} --retry errors"
+        )
     if unreadable:
         say(f"{unreadable:,} of the pictures cannot be read and were left out. Which: {unreadable_query(dataset)}")
     if absent := selection.without_file():
@@ -122,6 +126,20 @@ def run(
         say(f"{left - report.failed:,} failed in earlier runs. To try them again: {again} --retry errors")
     if left or report.failed or unreadable:
         raise typer.Exit(DONE_IN_PART)
+
+
+def _again(dataset: Path, annotator: str) -> str:
+    """The command that was given, without its --retry."""
+    given = sys.argv[1:]
+    if given[:1] != ["annotate"]:  # it was not given as a command
+        return f"cutline annotate {dataset} {annotator} …"
+    words = [word for place, word in enumerate(given) if "--retry" not in (word, *given[place - 1 : place])]
+    return shlex.join(["cutline", *(word for word in words if not word.startswith("--retry="))])
+
+
+def _query(dataset: Path, columns: str, layer: str, where: str) -> str:
+    """What to type to see these rows of a layer."""
+    return shlex.join(["cutline", "sql", str(dataset), f'select {columns} from "{layer}" where {where}'])
 
 
 def _reparse(selection: Selection, dry_run: bool, log_json: bool) -> None:
@@ -172,6 +190,8 @@ class _events:
             self.bar.stop()
 
     def _warn(self, event: dict[str, Any]) -> None:
+        if event["event"] == "stopping":
+            say("finishing what is in hand; Ctrl-C again stops at once")
         if event["event"] == "worker_died":
             say(f"a worker died ({event['how']}) with {event['in_hand']} pictures in hand; they are tried again")
 
@@ -188,6 +208,6 @@ class _events:
                 counts=counted(counts),
             )
         elif event["event"] == "stopping":
-            self.bar.console.print("finishing the batch in hand; Ctrl-C again stops at once")
+            self.bar.console.print("finishing what is in hand; Ctrl-C again stops at once")
         else:
             self._warn(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +26,10 @@ def run(
         str, typer.Option(metavar="LAYER", help="The tags to hold captions against; by default the only ones.")
     ] = "",
     prompt: Annotated[
-        str, typer.Option(metavar="PROMPT", help="Whose [checks] count; by default those of the prompt that made it.")
+        str, typer.Option(metavar="PROMPT", help="Whose policies count; by default those of the prompt that made it.")
     ] = "",
     repair: Annotated[
-        bool, typer.Option("--repair", help="Trim or reject captions as [checks] says; nothing is lost.")
+        bool, typer.Option("--repair", help="Trim or reject captions as the policies say; nothing is lost.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,8 +50,12 @@ def run(
     _print(report, layer, against)
     if repair:
         print(f"{report.repaired:,} repaired, {report.rejected:,} rejected")
-        if report.rejected:
+        if report.rejected and opened.layer(layer).info():
             say(f"To ask about the rejected ones again: cutline annotate {dataset} … --as {layer} --retry rejected")
+        elif report.rejected:
+            rejected = f"pictures.key in (select key from \"{layer}\" where verdict = 'rejected')"
+            how = f"cutline annotate {dataset} … --where {shlex.quote(rejected)}"
+            say(f"To have a model caption the rejected ones: {how}")
 
 
 def _print(report: Report, layer: str, against: str) -> None:

@@ -332,7 +332,7 @@ class _Run:
             verdict = made.get("verdict")
             verdict = verdict if verdict in ("repaired", "rejected") else "good"
             if verdict == "rejected":
-                reason = made.get("reason") or "rejected"
+                reason = (made.get("reason") or "rejected").partition(";")[0]
                 self.report.reasons[reason] = self.report.reasons.get(reason, 0) + 1
             setattr(self.report, verdict, getattr(self.report, verdict) + 1)
 

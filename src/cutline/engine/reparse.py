@@ -65,7 +65,8 @@ def reparse(selection: Selection, *, dry_run: bool = False) -> Report:
             made = {column: answer.columns[column] for column in _MADE}
             report.read += 1
             if made["verdict"] == "rejected":
-                report.reasons[made["reason"]] = report.reasons.get(made["reason"], 0) + 1
+                reason = made["reason"].partition(";")[0]
+                report.reasons[reason] = report.reasons.get(reason, 0) + 1
             if all((said[column] or None) == (made[column] or None) for column in _MADE):
                 continue
             report.changed += 1

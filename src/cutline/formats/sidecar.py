@@ -2,7 +2,8 @@
 
 The rule for texts (`clean`) is the same for every file format that Cutline reads: text is Unicode without NUL and lone
 surrogates, its lines end in LF, and nothing but words stands at its ends. Whatever that changes is reported, with the
-original. Only LF, CR LF and CR end a line: U+2028, U+0085 and their like are characters of the text.
+original, save the one line break that ends a file. Only LF, CR LF and CR end a line: U+2028, U+0085 and their like are
+characters of the text.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def is_clean(raw: str) -> bool:
 
 def clean(raw: str) -> Text:
     """Apply the rule to a text. `clean` of what it returns changes nothing."""
-    if is_clean(raw):
-        return Text(raw)
+    text = raw.removesuffix("\n").removesuffix("\r")  # a line break at the end is how files end, and no fault
+    if is_clean(text):
+        return Text(text)
     if "\0" in raw:
         return Text(error="not_utf8", detail=f"character {raw.index(chr(0))} is NUL, which no text may hold")
     try:
@@ -70,7 +72,6 @@ def clean(raw: str) -> Text:
     except UnicodeEncodeError as error:
         return Text(error="not_utf8", detail=f"character {error.start} is half of a surrogate pair")
     reasons = []
-    text = raw
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         reasons.append("crlf")

@@ -125,7 +125,11 @@ class Prompt:
 def find_prompt(name: str) -> Prompt:
     """The prompt preset of that name, or the prompt file at that path. Raises PromptError, naming it."""
     try:
-        return Prompt.parse(toml_files.find("prompts", name, "prompt"))
+        said = toml_files.find("prompts", name, "prompt")
+    except CutlineError as error:
+        raise PromptError(str(error)) from None
+    try:
+        return Prompt.parse(said)
     except PromptError as error:
         raise PromptError(f"prompt {name}: {error}") from None
 
