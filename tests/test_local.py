@@ -264,3 +264,9 @@ def test_blip_says_what_it_has_not() -> None:
     with pytest.raises(OptionError, match="attention=sdpa is not to be had"):
         Blip(attention="sdpa")
     assert Blip(attention="eager").attention == "eager"
+
+
+@pytest.mark.parametrize("model", ["./gone", "/nowhere/model", "~/gone", "a/b/c"])
+def test_a_folder_that_is_not_there_is_refused_at_once(model: str) -> None:
+    with pytest.raises(OptionError, match="no such folder"):
+        ImageText(model=model)

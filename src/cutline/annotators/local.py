@@ -92,7 +92,10 @@ class Local:
                 raise OptionError(f"{self.called} needs a model: -o model=HUB/NAME or -o model=FOLDER")
             object.__setattr__(self, "model", base)
             object.__setattr__(self, "revision", self.revision or revision)
-        if self.revision and Path(str(self.model)).expanduser().exists():
+        there = Path(str(self.model)).expanduser()
+        if not there.exists() and (str(self.model).startswith((".", "/", "~")) or str(self.model).count("/") > 1):
+            raise OptionError(f"{self.called}: model={self.model}: there is no such folder")
+        if self.revision and there.exists():
             raise OptionError(f"{self.called}: revision={self.revision} has no effect on the local folder {self.model}")
 
     def _adapters_base(self) -> tuple[str | None, str | None]:
@@ -350,6 +353,7 @@ def find_libraries(settings: Local) -> Any:
     except ImportError as error:
         raise not_installed(settings, error) from None
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # nobody is asked to convert pickles, which are not read
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each try to reach the hub
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if settings.quantize and find_spec("bitsandbytes") is None:
