@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -445,3 +446,19 @@ def test_nothing_makes_it_crash(text: str, tags: list[str], asked: str) -> None:
     judged = judge(text, policies=TRIM, finish_reason="length", asked=asked, tags={"general": tags, "meta": tags})
     assert (judged.text == "") == (judged.verdict == "rejected")
     assert sentences.whole(text) in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join("abcd"[number * number * 7919 % 10007 % 4] for number in range(25_000)),
+        "".join("女子の青"[number * number * 7919 % 10007 % 4] for number in range(50_000)),
+        "<think>" * 7_000,
+        "no text, a girl, or two tall men " * 1_500,
+        '"' + "A girl. " * 6_000,
+    ],
+)
+def test_long_texts_take_seconds_and_not_minutes(text: str) -> None:
+    began = time.process_time()
+    judge(text, policies=TRIM, finish_reason="length", asked=ASKED, tags={"general": ["1girl", "solo", "text"]})
+    assert time.process_time() - began < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,19 @@ def test_nothing_makes_it_crash(raw: str) -> None:
     parsed = parse(raw)
     assert (parsed.text == "") == (parsed.verdict == "rejected")
     assert parsed.reason or parsed.verdict == "good"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"a": "A girl.", "b": "x' + " " * 50_000 + 'y"}',  # models that are held to JSON go on with spaces
+        '{"a": "A girl."' + "\n" * 50_000,
+        '{"a": "A girl."} ' * 3_000,
+        "[1]\n" * 12_000,
+        '{"a": "' + '"a" ' * 12_000,
+    ],
+)
+def test_long_answers_take_seconds_and_not_minutes(raw: str) -> None:
+    began = time.process_time()
+    parse(raw)
+    assert time.process_time() - began < 10

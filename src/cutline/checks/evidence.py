@@ -127,7 +127,7 @@ def count(text: str, tags: Tags) -> Fault | None:
             if number == 1 and many:  # `a` belongs to something else, or nobody can tell
                 continue
             said = number if many or match["number"].casefold() in _ORDINALS else 1
-            if said > most[sex] and not _NOT_THERE.search(plain[: match.start()]):
+            if said > most[sex] and not _NOT_THERE.search(_before(plain, match)):
                 spans.append(match.span())
                 first = first or match[0]
     if not spans:
@@ -205,7 +205,7 @@ def _claimed(
     plain = _unquoted(text)
     spans = []
     for match in claim.finditer(plain):
-        before = _DENIED.search(plain[: match.start()])
+        before = _DENIED.search(_before(plain, match))
         if before and _MORE.search(before[0]):  # `no other text`
             continue
         if (before is not None) == there:
@@ -220,6 +220,11 @@ def _claimed(
         return None
     begin, end = spans[0]
     return _fault(kind, text, spans, text[max(0, begin - 20) : end] if there else text[begin:end], tags, known)
+
+
+def _before(text: str, match: re.Match[str]) -> str:
+    """What stands before a claim, as far as it can have to do with it."""
+    return text[max(0, match.start() - 100) : match.start()]
 
 
 def _unquoted(text: str) -> str:

@@ -6,10 +6,10 @@ They err on the side of silence: a sign that says "I cannot" is no refusal, and 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice
 
 from cutline import sentences
 from cutline.checks.findings import Fault, Finding
@@ -53,7 +53,7 @@ _CLOSE = r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/thi
 _QUOTES = "\"“‘'`「『«"
 _OPENED = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN})", re.IGNORECASE)
 _CLOSED = re.compile(rf"(?<![{_QUOTES}])(?:{_CLOSE})", re.IGNORECASE)
-_BLOCK = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN}).*?(?:{_CLOSE})", re.IGNORECASE | re.DOTALL)
+_MARK = re.compile(rf"(?<![{_QUOTES}])(?:(?P<open>{_OPEN})|{_CLOSE})", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>\s*\w+")
 _FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|message\|>)?")
 _MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assistant)?")
@@ -77,7 +77,7 @@ def thinking(text: str) -> Fault | None:
         final = list(_FINAL.finditer(text))
         rest = _MARKER.split(text[final[-1].end() :])[0] if final else ""
         return Fault(Finding("thinking", "thoughts in a channel" + ("" if final else ", and no answer")), rest.strip())
-    rest = _BLOCK.sub(" ", text)
+    rest = _without_blocks(text)
     detail = "thoughts between marks" if rest != text else ""
     if closed := list(_CLOSED.finditer(rest)):
         rest, detail = rest[closed[-1].end() :], "the end of thoughts that were not opened"
@@ -88,6 +88,19 @@ def thinking(text: str) -> Fault | None:
     if _ALOUD.match(_straight(text).lstrip("*_# \n")):
         return Fault(Finding("thinking", f"it thinks aloud: {_excerpt(text)}"), "")
     return None
+
+
+def _without_blocks(text: str) -> str:
+    """A text without what stands from an opening mark to the next closing one."""
+    kept, at = list[str](), 0
+    opened: int | None = None
+    for match in _MARK.finditer(text):
+        if match["open"]:
+            opened = match.start() if opened is None else opened
+        elif opened is not None:
+            kept += [text[at:opened], " "]
+            at, opened = match.end(), None
+    return "".join([*kept, text[at:]])
 
 
 # Refusal
@@ -263,7 +276,7 @@ def _repeated(words: Sequence[str]) -> tuple[int, int, int] | None:
                 same += 1
             else:
                 same = 0
-            if same and same + period >= period * _too_often(words[start : start + period]):
+            if same >= 2 * period and same + period >= period * _too_often(words[start : start + period]):
                 run = place + 1
                 while run < len(words) and words[run] == words[run - period]:
                     run += 1
@@ -273,11 +286,17 @@ def _repeated(words: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def _distances(words: Sequence[str]) -> set[int]:
-    """How far apart rows of four words stand that come three times or more: only these can be longer periods."""
-    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    """How far apart rows of four words come again: only these can be longer periods.
+
+    In a loop most rows of its words do so, twice and more; a distance that is rarer than half its length is chance.
+    """
+    last: dict[tuple[str, ...], int] = {}
+    often: Counter[int] = Counter()
     for start, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
-        places[four].append(start)
-    return {later - earlier for found in places.values() if len(found) >= 3 for earlier, later in pairwise(found)}
+        if four in last:
+            often[start - last[four]] += 1
+        last[four] = start
+    return {distance for distance, times in often.items() if 2 * times >= distance}
 
 
 def _too_often(row: Sequence[str]) -> int:

@@ -158,6 +158,8 @@ class _Reader:
     def __init__(self, text: str, at: int, *, guess: bool) -> None:
         self.text, self.at, self.guess = text, at, guess
         self.found = _Read()
+        self.objects = self.lists = True
+        """Whether there may be more of them: what is not there is looked for once."""
 
     def mend(self, what: str) -> None:
         self.found.mended[what] = None
@@ -166,10 +168,11 @@ class _Reader:
         """Where the next value at the top begins."""
         if not self.found.values and self.text[self.at :].lstrip()[:1] == '"':
             return re.compile(r'\s*(")').match(self.text, self.at)
-        an_object, a_list = _OBJECT.search(self.text, self.at), _LIST.search(self.text, self.at)
-        if an_object and a_list:
-            return min(an_object, a_list, key=lambda match: match.end())
-        return an_object or a_list
+        an_object = _OBJECT.search(self.text, self.at) if self.objects else None
+        before = an_object.end() if an_object else len(self.text)  # a list behind the object is for another time
+        a_list = _LIST.search(self.text, self.at, before) if self.lists else None
+        self.objects, self.lists = an_object is not None, bool(a_list or an_object)
+        return a_list or an_object
 
     def read(self) -> _Read:
         """All values at the top, and the words between them."""
@@ -541,7 +544,7 @@ _DESCRIBED_TEXT = {"description", "bbox", *_PLACES, *_TRANSLATIONS}
 def _clean(text: str) -> str:
     """A string on one line, as Unicode."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves of a pair join, others become �
-    return re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", text).strip()
+    return " ".join(line for part in text.splitlines() if (line := part.strip()))
 
 
 def _joined(pieces: list[str]) -> str:
