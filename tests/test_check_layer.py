@@ -258,3 +258,19 @@ def test_odd_rows_are_no_crash(tmp_path: Path) -> None:
     found = rows(made, CAPTIONS)
     assert {key: found[key]["verdict"] for key in found} == dict.fromkeys("abd", "rejected") | {"c": None}
     assert check(made, CAPTIONS, repair=True).written == 0
+
+
+def test_what_was_lost_is_not_why(tmp_path: Path) -> None:
+    told = {"verdict": "repaired", "reason": 'code_fence; lost: "hair, cut, short"', "finish_reason": "length"}
+    made = dataset(
+        tmp_path / "photos",
+        [{"key": "a"}],
+        captions=[{"key": "a", "texts": ["A girl. There is a watermark. She"], **told}],
+        tags=[{"key": "a", "general": ["1girl", "solo"]}],
+    )
+    policies = Policies(watermark="trim")
+    report = check(made, CAPTIONS, tags="tags/mine", policies=policies, repair=True)
+    assert set(report.findings) == {"cut", "watermark"}
+    said = rows(made, CAPTIONS)["a"]
+    assert said["texts"] == ["A girl."]
+    assert said["reason"] == 'code_fence, cut, watermark; lost: "hair, cut, short"'

@@ -118,7 +118,7 @@ class Selection:
         return self.dataset.count_without_file()
 
     def first_request(self) -> dict[str, Any] | None:
-        """What would be asked for the first picture about which something can be, and under `hash` the digest that its row will carry."""
+        """What would be asked for the first picture about which something can be; `hash` is what its row will carry."""
         render = getattr(self.annotator, "request", None)
         for row in self.rows():
             if render is None:
