@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cutline.cli.main import app
 from cutline.dataset import Dataset
 from cutline.options import OptionError
 from cutline.prompts.prompt import Prompt
-from running import cutline, environment
+from running import cutline, environment, make_pictures
 from test_stats import dataset
 
 CAPTIONS, CHECKS = "captions/mine", "checks/mine"
@@ -274,3 +275,14 @@ def test_what_was_lost_is_not_why(tmp_path: Path) -> None:
     said = rows(made, CAPTIONS)["a"]
     assert said["texts"] == ["A girl."]
     assert said["reason"] == 'code_fence, cut, watermark; lost: "hair, cut, short"'
+
+
+def test_what_to_type_for_rejected_ones_does_as_it_says(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    (tmp_path / "a.json").write_text(json.dumps({"p0001.png": {"caption": "I'm sorry, but I can't do that."}}))
+    cutline("add", tmp_path)
+    cutline("add", tmp_path, tmp_path / "a.json", "-o", f"image_dir={tmp_path}")
+    said = cutline("check", tmp_path, "captions/kohya", "--repair").stderr
+    command = shlex.split(said.split("again: cutline ")[1].strip().replace("ANNOTATOR", "echo"))
+    assert cutline(*command).returncode == 0
+    assert list(rows(Dataset(tmp_path), "captions/echo")) == ["p0001.png"]

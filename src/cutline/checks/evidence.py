@@ -210,12 +210,11 @@ def text(text: str, tags: Tags) -> Fault | None:
 
 
 def _claimed(
-    kind: str, text: str, tags: Tags, claim: re.Pattern[str], known: Sequence[str], free: re.Pattern[str] | None
+    kind: str, text: str, tags: Tags, claim: re.Pattern[str], known: tuple[str, ...], free: re.Pattern[str] | None
 ) -> Fault | None:
     if not tags.complete:
         return None
-    pattern = re.compile(rf"\b(?:{'|'.join(known)})s?\b")
-    there = any(pattern.search(tag) and "commentary" not in tag for tag in tags.all)
+    there = any(_tells(tag, known) for tag in tags.all)
     plain = _unquoted(text)
     spans = []
     for match in claim.finditer(plain):
@@ -235,6 +234,12 @@ def _claimed(
         return None
     begin, end = spans[0]
     return _fault(kind, text, spans, text[max(0, begin - 20) : end] if there else text[begin:end], tags, known)
+
+
+@lru_cache(maxsize=65_536)
+def _tells(tag: str, known: tuple[str, ...]) -> bool:
+    """Whether a tag is of one of these things."""
+    return "commentary" not in tag and re.search(rf"\b(?:{'|'.join(known)})s?\b", tag) is not None
 
 
 def _before(text: str, match: re.Match[str]) -> str:

@@ -250,7 +250,7 @@ def _shingles(asked: str) -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[s
 # Loops
 
 _LETTERS = re.compile(r"(\w)\1{29,}|([^\w\s])\2{59,}|([^\w\s])(?:\s{1,3}\3){29,}")
-_WITHIN = re.compile(r"([^\W\d_]{2,12}?)\1{11,}")
+_WITHIN = re.compile(r"(?=[^\W\d_]{24})([^\W\d_]{2,12}?)\1{11,}")
 
 
 _QUOTED = r"\"[^\"\n]{1,120}\"|“[^”\n]{1,120}”|「[^」\n]{1,120}」|『[^』\n]{1,120}』"
