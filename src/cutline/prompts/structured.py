@@ -107,6 +107,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", "\\
 _LITERALS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _LITERAL = re.compile(r"(?:true|false|null|True|False|None|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=[\s,\]}:]|\Z)")
 _BARE_KEY = re.compile(r"[\w][\w \-]{0,79}?(?=\s*:)")
+_NOISE = re.compile(r"(?://|#)[^\n]*|/\*.*?\*/|(?:\.\.\.|…)(?=\s*[,}\]\n]|\s*\Z)|;", re.DOTALL)
 _JUNK = re.compile(r"[^,{}\[\]\n]+")
 
 
@@ -213,6 +214,11 @@ class _Reader:
         """Go over what stands between two values; the next letter."""
         begin = self.at
         letter = self.skip(",")
+        while noise := _NOISE.match(self.text, self.at):
+            self.mend("comment")
+            self.found.lost.append(noise[0])
+            self.at = noise.end()
+            letter = self.skip(",")
         if letter and letter in "]}" and "," in self.text[begin : self.at]:
             self.mend("trailing_comma")
         return letter
