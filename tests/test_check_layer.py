@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,30 @@ def test_what_was_repaired_stays_so_until_its_source_says_something_else(tmp_pat
     (tmp_path / "p0000.txt").write_text("A dog.")
     dataset.add(Folder(path=tmp_path))
     assert dataset.sql(verdicts).fetchall() == [("good",), ("good",)]
+
+
+def test_what_was_lost_is_not_why(tmp_path: Path) -> None:
+    told = {"verdict": "repaired", "reason": 'code_fence; lost: "hair, cut, short"', "finish_reason": "length"}
+    made = dataset(
+        tmp_path / "photos",
+        [{"key": "a"}],
+        captions=[{"key": "a", "texts": ["A girl. There is a watermark. She"], **told}],
+        tags=[{"key": "a", "general": ["1girl", "solo"]}],
+    )
+    policies = Policies(watermark="trim")
+    report = check(made, CAPTIONS, tags="tags/mine", policies=policies, repair=True)
+    assert set(report.findings) == {"cut", "watermark"}
+    said = rows(made, CAPTIONS)["a"]
+    assert said["texts"] == ["A girl."]
+    assert said["reason"] == 'code_fence, cut, watermark; lost: "hair, cut, short"'
+
+
+def test_what_to_type_for_rejected_ones_does_as_it_says(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    (tmp_path / "a.json").write_text(json.dumps({"p0001.png": {"caption": "I'm sorry, but I can't do that."}}))
+    cutline("add", tmp_path)
+    cutline("add", tmp_path, tmp_path / "a.json", "-o", f"image_dir={tmp_path}")
+    said = cutline("check", tmp_path, "captions/kohya", "--repair").stderr
+    command = shlex.split(said.split("again: cutline ")[1].strip().replace("ANNOTATOR", "echo"))
+    assert cutline(*command).returncode == 0
+    assert list(rows(Dataset(tmp_path), "captions/echo")) == ["p0001.png"]

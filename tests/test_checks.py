@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ FAULTY: dict[str, list[str]] = {
         "No. " * 8,
         "red hair, blue eyes, red hair, blue eyes, red hair, blue eyes, red hair, blue eyes",
         "It is 1 1 1 1 1 1 1 1 1 1",
+        "A girl." + " -" * 40,
+        'She says "no" and ' * 5,
         "<loc_1><loc_1><loc_1><loc_1><loc_1><loc_1><loc_1><loc_1><loc_1>",
     ],
     "refusal": [
@@ -83,6 +86,20 @@ FAULTY: dict[str, list[str]] = {
         "申し訳ありませんが、この画像を説明することはできません。",
         "抱歉，我无法描述这张图片。",
         "我无法提供对这张图片的描述。",
+        "Thank you for sharing, but I can't describe this image.",
+        "Hello! I'm sorry, but I can't.",
+        "I understand, but I cannot describe this.",
+        "This image contains explicit content that I cannot describe.",
+        "I'm not going to describe that.",
+        "I'd rather not describe this.",
+        "I would not be able to describe this.",
+        "I'm sorry.",
+        "I cannot.",
+        "Cannot assist.",
+        "Unable to process the image.",
+        "Es tut mir leid, aber ich kann das nicht beschreiben.",
+        "Lo siento, pero no puedo ayudar con eso.",
+        "Je suis désolé, mais je ne peux pas.",
     ],
     "thinking": [
         "<think>A girl, I see.</think>A girl sits on a bench.",
@@ -100,10 +117,13 @@ FAULTY: dict[str, list[str]] = {
         "First, I need to describe the girl.",
         "We need to write a caption of the picture.",
         "Alright, let me look at the image. There is a girl.",
+        "好的，用户要求我描述这张图片。首先",
     ],
     "prompt_echo": [
         "Describe this picture in a few plain sentences. A girl sits.",
         "You are a helpful image captioner. A girl sits.",
+        "USER: Describe this picture in a few plain sentences. ASSISTANT: A girl.",
+        "system\nYou are a helpful image captioner.\nuser\nA girl.",
         "A girl. These tags are known to fit it: 1girl, solo, long_hair, blue_eyes, school_uniform.",
         "1girl, solo, long hair, blue eyes, school uniform, sitting, bench, cherry blossoms, smile, looking at viewer",
     ],
@@ -127,9 +147,17 @@ INNOCENT = [
     "Wait... what?",
     "----------\nA girl sits on a bench.",
     "A long, long, long time ago. A long, long way to go.",
+    'The sign reads "HA HA HA HA HA HA HA HA HA HA".',
+    'The speech bubble says "' + "A" * 40 + '!"',
+    "背景には「ゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴゴ」という効果音。",
+    'The signs read "A" and "B" and "C" and "D" and "E" and "F" and "G" and "H" and "I" and "J".',
     "row, row, row your boat, row, row, row your boat",
     # no refusals
     '"I cannot" says the sign.',
+    "I cannot help but notice the girl's dress.",
+    "I can't identify the exact breed, but it is a small brown dog on grass.",
+    "I'm not able to make out the text, but a girl stands by a sign.",
+    "Unable to open the door, a girl waits in the rain.",
     "“I'm sorry, but I can't help with that” is written on a shirt.",
     "「申し訳ありませんができません」と書かれた看板。",
     "I cannot see any text in the image, but a girl sits on a bench.",
@@ -196,6 +224,11 @@ AGAINST: list[tuple[str, str, list[str]]] = [
     ("count", "A woman in the street.", ["no_humans", "scenery"]),
     ("count", "A man. A group of four people.", ["2boys"]),
     ("count", "A street. No people are visible.", ["1girl", "street"]),
+    ("count", "The scene is devoid of people.", ["1girl", "street"]),
+    ("count", "A girl beside a male with a hat.", ["1girl", "solo"]),
+    ("text", "A girl. It does not feature any text.", ["1girl", "english_text"]),
+    ("watermark", "There isn't a watermark.", ["1girl", "watermark"]),
+    ("watermark", "A girl with no hat, but a watermark is in the corner.", ["1girl", "solo"]),
     ("watermark", "A girl. There is a watermark in the corner.", ["1girl", "solo"]),
     ("watermark", "A girl. The artist's signature is at the bottom.", ["1girl", "solo"]),
     ("watermark", "A girl. On the left: www.example.com", ["1girl", "solo"]),
@@ -226,6 +259,20 @@ FITTING: list[tuple[str, list[str]]] = [
     ("A girl seen from three sides; two girls, one says.", ["1girl", "multiple_views"]),
     ("No people in the background, a girl in front.", ["1girl", "solo"]),
     ("A street without people.", ["no_humans"]),
+    ("Three people, two girls and a boy.", ["2girls", "1boy"]),
+    ("A male lion beside a female lion.", ["no_humans", "lion"]),
+    ("A girl sits next to a male dog.", ["1girl", "solo", "dog"]),
+    ("Two Chinese characters are written on her shirt.", ["1girl", "solo", "chinese_text"]),
+    ("A girl and several people behind her.", ["1girl", "solo_focus"]),
+    ("No people are visible except the girl.", ["1girl", "solo"]),
+    ("The street behind her has no people.", ["1girl", "solo"]),
+    ("There isn't a watermark.", ["1girl", "solo"]),
+    ("There aren't any watermarks, signatures or text.", ["1girl", "solo"]),
+    ("I do not see any watermark or text.", ["1girl", "solo"]),
+    ("A watermark is not present.", ["1girl", "solo"]),
+    ("No text, speech bubbles, or logos are present.", ["1girl", "solo"]),
+    ("The image doesn't include any readable text.", ["1girl", "solo"]),
+    ('A painting titled "Dawn".', ["no_humans", "scenery"]),
     ("There is a watermark.", ["1girl", "watermark"]),
     ("A signature is in the corner.", ["1girl", "artist_name"]),
     ("Her signature twin tails.", ["1girl", "twintails"]),
@@ -454,3 +501,19 @@ def test_nothing_makes_it_crash(text: str, tags: list[str], asked: str) -> None:
 @pytest.mark.parametrize("unit", ["<think>", "。", '"a" ', "a girl ", "no text, ", "I'm sorry ", "</think>", "A. "])
 def test_long_texts_take_no_square_of_their_length(unit: str) -> None:
     judge(unit * 20_000, policies=Policies(loop="keep"), asked=unit * 100, tags={"general": ["1girl", "solo"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join("abcd"[number * number * 7919 % 10007 % 4] for number in range(25_000)),
+        "".join("女子の青"[number * number * 7919 % 10007 % 4] for number in range(50_000)),
+        "<think>" * 7_000,
+        "no text, a girl, or two tall men " * 1_500,
+        '"' + "A girl. " * 6_000,
+    ],
+)
+def test_long_texts_take_seconds_and_not_minutes(text: str) -> None:
+    began = time.process_time()
+    judge(text, policies=TRIM, finish_reason="length", asked=ASKED, tags={"general": ["1girl", "solo", "text"]})
+    assert time.process_time() - began < 10

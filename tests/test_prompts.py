@@ -182,3 +182,30 @@ def test_tags_that_come_later_do_not_make_it_another_layer() -> None:
     assert options.identity(before) == options.identity(after)
     grounded = [Prompted(prompt="grounded").fit(layers) for layers in (["pictures"], ["pictures", "tags/a"])]
     assert options.identity(grounded[0]) != options.identity(grounded[1])
+
+
+def answered(prompted: Prompted, picture: dict[str, Any], raw: str) -> tuple[str, str | None, list[str]]:
+    answer = prompted.answer(picture, prompted.ask(picture, 1), raw, finish_reason=None, tries=3)
+    return answer.columns["verdict"], answer.columns["reason"], answer.columns["checks"]["findings"]
+
+
+def test_a_reason_for_rejecting_is_of_a_few_kinds() -> None:
+    loop = '{"a": "' + "The sky is blue. " * 5 + '", "b": "None", "c": "x'
+    assert answered(Prompted(prompt="toriigate-json"), row(), loop) == ("rejected", "loop", ["loop"])
+
+
+def test_a_caption_that_was_shown_may_be_said_again(tmp_path: Path) -> None:
+    caption = "A girl with long blue hair in a school uniform sits on a bench beneath the cherry blossoms."
+    picture = {**row(), "captions/sidecar": {"texts": [caption], "verdict": "good"}}
+    prompted = Prompted(user="Mend the spelling of this caption, and say no more than that: {captions.sidecar}")
+    assert answered(prompted, picture, caption + " She smiles.") == ("good", None, [])
+    echo = "Mend the spelling of this caption, and say no more than that: a girl."
+    assert answered(prompted, picture, echo)[2] == ["prompt_echo"]
+
+
+@pytest.mark.parametrize(("policy", "verdict"), [("trim", "repaired"), ("reject", "rejected"), ("again", "rejected")])
+def test_thoughts_before_json_are_thoughts(tmp_path: Path, policy: str, verdict: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'user = "Say it as JSON."\nanswer = "json"\n[checks]\nthinking = "{policy}"\n')
+    found = answered(Prompted(prompt=str(path)), row(), '<think>Hm.</think>{"a": "A girl."}')
+    assert found == (verdict, "thinking", ["thinking"])

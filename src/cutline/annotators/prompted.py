@@ -15,7 +15,7 @@ import xxhash
 
 from cutline import schemas
 from cutline.annotators.session import Row, RowError
-from cutline.checks.findings import Finding, checked
+from cutline.checks.findings import Finding, checked, kinds_of, together
 from cutline.checks.judging import judge
 from cutline.options import OptionError, option
 from cutline.prompts import structured
@@ -159,31 +159,48 @@ class Prompted:
         prompt, policies = asked.prompt, self.asking.checks
         parsed = structured.parse(raw) if prompt.answer == "json" else None
         unread = parsed.reason if parsed and parsed.verdict == "rejected" else None
+        thought = parsed is not None and not unread and "thinking" in kinds_of(parsed.reason)
         said = tags_of(row, self.tags) or {}
         judged = judge(
             parsed.text if parsed and not unread else raw,
             policies=policies,
             finish_reason=finish_reason,
-            asked=f"{asked.system}\n{asked.user}",
+            asked=self._own_words(row, asked),
             tags={category: said.get(category) or () for category in schemas.TAG_CATEGORIES},
             whole=parsed is not None,
         )
         verdicts = {judged.verdict, *([parsed.verdict] if parsed else [])}
+        if thought and policies.thinking in ("again", "reject"):
+            verdicts.add("rejected")
         verdict = next(one for one in ("rejected", "repaired", "good") if one in verdicts)
-        reasons = [one.reason for one in (judged, parsed) if one is not None and one.reason]
+        # What was mended, or lost, of an answer that is rejected for its words is not why it is.
+        read = parsed.reason if parsed and (unread or verdict != "rejected") else None
+        reason = together("thinking" if thought else None, judged.reason, read)
         texts = []
         if verdict != "rejected":
             texts = [prompt.fill(prompt.around, row, self.tags, spaces=True, answer=judged.text)]
         findings = list(judged.findings)
         if unread:
             findings.insert(0, Finding("structure", unread))
+        if thought:
+            findings.insert(0, Finding("thinking", "thoughts before the JSON"))
         columns = {
             "texts": texts,
             "raw": raw,
             "verdict": verdict,
-            "reason": ", ".join(dict.fromkeys(reasons)) or None,
+            "reason": reason,
             "finish_reason": finish_reason,
             "checks": checked(findings, judged.coverage, texts),
         }
         again = judged.again or (unread is not None and policies.structure == "again")
+        again |= thought and policies.thinking == "again"
         return Answer(columns, again and tries < policies.tries)
+
+    def _own_words(self, row: Row, asked: Asked) -> str:
+        """What was asked but for captions of the picture: who is to better one may well say much of it again."""
+        prompt = asked.prompt
+        if not prompt.captions:
+            return f"{asked.system}\n{asked.user}"
+        rest = {name: said for name, said in row.items() if not name.startswith("captions/")}
+        spaces = prompt.underscores == "space"
+        return "\n".join(prompt.fill(text, rest, self.tags, spaces=spaces) for text in (prompt.system, prompt.user))

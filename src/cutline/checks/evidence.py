@@ -52,21 +52,25 @@ _NUMBERS = {"a": 1, "an": 1, "one": 1, "single": 1, "two": 2, "three": 3, "four"
 _NUMBERS |= {"eight": 8, "nine": 9, "ten": 10, "twin": 2, "both": 2, "several": 2, "multiple": 2, "many": 2}
 _NUMBERS |= {"another": 2, "second": 2, "third": 3, "fourth": 4, "pair of": 2, "couple of": 2, "trio of": 3}
 _NUMBERS |= {"group of": 2, "crowd of": 2, "duo of": 2}
+_ALONE = r"(?=\s*(?:[.,;:!?]|$)|\s+(?:with|who|in|on|at|is|and|or|figure|character|person|[a-z]+ing|stands|sits)\b)"
+"""What follows `male` where it is no adjective: `a male lion` is no boy."""
 _NOUNS = {
-    "girl": r"girls?|wom[ae]n|lad(?:y|ies)|females?",
-    "boy": r"boys?|m[ae]n|males?|guys?|gentlem[ae]n",
-    "person": r"person|persons|people|humans?|characters|individuals",
+    "girl": rf"girls?|wom[ae]n|lad(?:y|ies)|females|female{_ALONE}",
+    "boy": rf"boys?|m[ae]n|males|male{_ALONE}|guys?|gentlem[ae]n",
+    "person": r"person|persons|people|humans?|characters(?! (?:are |is )?(?:written|printed|on|that read))|individuals",
 }
 _ORDINALS = ("another", "second", "third", "fourth")
 _ADJECTIVE = (
-    r"(?!(?:and|or|with|of|in|on|the|a|an|by|for|at|to|near|beside|behind|from|as|who|that|is|are"
+    r"(?!(?:people|persons?|characters|figures|individuals|girls?|boys?|wom[ae]n|m[ae]n|chinese|japanese|korean|kanji"
+    r"|and|or|with|of|in|on|the|a|an|by|for|at|to|near|beside|behind|from|as|who|that|is|are"
     r"|than|without|no|into|over|under|full|its|his|her|their|has|have|had|was|were)\b)[\w'’-]+,?\s+"
 )
 _NUMBER = "|".join((*sorted(_NUMBERS, key=len, reverse=True), "[2-9]", r"\d\d"))
 _CLAIM = {
     sex: re.compile(
         rf"\b(?P<number>{_NUMBER})\s+(?!(?:{_NUMBER})\s)(?:{_ADJECTIVE}){{0,3}}?"
-        rf"(?P<noun>{nouns})\b(?![-'’]|\s+(?:statues?|dolls?|figures?|figurines?|scouts?|mannequins?|posters?|robots?))",
+        rf"(?P<noun>{nouns})\b(?![-'’]|\s+(?:statues?|dolls?|figures?|figurines?|scouts?|mannequins?|posters?|robots?"
+        r"|army|view|perspective))",
         re.IGNORECASE,
     )
     for sex, nouns in _NOUNS.items()
@@ -85,13 +89,15 @@ _COUNT = re.compile(r"(?P<many>\d+)(?P<more>\+?) ?(?P<sex>girl|boy|other)s?|mult
 _ANY_NUMBER = """
     androgynous, ambiguous gender, crossdressing, otoko no ko, trap, reverse trap, tomboy, futanari, genderswap,
     genderswap (mtf), genderswap (ftm), multiple views, dual persona, clone, reflection, mirror, crowd, people,
-    background character, photo (object), poster (object), picture frame"""
+    solo focus, pov, out of frame, background character, photo (object), poster (object), picture frame"""
 _UNSURE = frozenset(tag.strip() for tag in _ANY_NUMBER.split(","))
 """Tags beside which the numbers say little."""
 _NOBODY = re.compile(
-    r"\b(?:no|without(?: any)?|devoid of|free of) (?:visible )?(?:people|humans?|persons?|human figures?"
-    r"|characters)\b"
-    r"(?=\s*(?:[.,;!]|$|(?:are |is )?(?:visible|present|in (?:the|this) (?:image|picture|scene|photo|illustration))))",
+    r"(?:(?:^|[.!?]\s+|\bthere (?:are|is) |\b(?:image|picture|scene|photo|illustration)(?: \w+)? )no"
+    r"|(?:image|picture|scene|photo|illustration) is (?:devoid|free) of) (?:visible )?"
+    r"(?:people|humans?|persons?|human figures?|characters)\b"
+    r"(?=\s*(?:[.,;!]|$|(?:are |is )?(?:visible|present|in (?:the|this) (?:image|picture|scene|photo|illustration))))"
+    r"(?!(?: \w+){0,6} (?:except|besides|apart|other than|but))",
     re.IGNORECASE,
 )
 
@@ -165,22 +171,30 @@ _WRITTEN = tuple(tag.strip() for tag in _WITH_LETTERS.split(","))
 _TEXT = re.compile(
     r"\btext"
     r"(?= (?:that )?(?:reads?|says?|saying|reading|is (?:visible|present|written)|in the|at the|on the"
-    r"|above|below|overlay"
+    r"|on (?:her|his|a|it)|above|below|overlay"
     r"|\")|:|\s*[.,;]|$)"
     r"|\bspeech bubbles?\b|\bthought bubbles?\b|\bthe (?:words?|phrase|letters|inscription|caption"
     r"|title)\b(?=[: ,]*[\"“「])"
-    r"|\b(?:reads?|says?|saying|reading|labell?ed|written|inscribed|titled)(?=[: ,]*[\"“「])",
+    r"|\b(?:reads?|says?|saying|reading|states?|stating|labell?ed|written|inscribed)(?=[: ,]*(?:[\"“「]|'\w))",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"(?:\b(?:no|not any|without(?: any| a)?|free (?:of|from)(?: any)?|lacks?(?: any)?|n't(?: any| a)?"
-    r"|absence of(?: any)?"
-    r"|devoid of(?: any)?|nor|neither|never|not (?:have|contain)(?: any| a)?|cannot (?:see|make out)(?: any| a)?"
+    r"(?:(?:\bnot|n't)(?: (?:(?:appear|seem) to )?(?:be|have|contain|feature|include|show|display|see))?(?: any| a)?"
+    r"|\b(?:no|without(?: any| a)?|free (?:of|from)(?: any)?|lacks?(?: any)?|absence of(?: any)?"
+    r"|devoid of(?: any)?|nor|neither|never|cannot (?:see|make out)(?: any| a)?"
     r"|can't (?:see|make out)(?: any| a)?)(?:[\s,]+(?:visible|discernible|obvious|readable|legible"
     r"|apparent|signs? of|other"
     r"|additional|extra|an?|text|watermarks?|signatures?|logos?|or|and|nor|any))*)\s*$",
     re.IGNORECASE,
 )
+_NEGATED = re.compile(
+    r"(?:n't\b|\b(?:no|not|without|lack\w*|free (?:of|from)|absence of|devoid of|nor|neither|never|cannot|none"
+    r"|nothing)\b)"
+    r"(?:(?!\b(?:but|however|although|though|while|except)\b)[^.;:!?\n])*$",
+    re.IGNORECASE,
+)
+"""A denial anywhere before in the clause: whatever it is of, nothing is claimed for certain."""
+_NOT_SO = re.compile(r"\s+(?:is|are|was|were)(?:n't| not| absent| missing)\b", re.IGNORECASE)
 _FREE = re.compile(r"\bwatermark-free\b|\bunwatermarked\b", re.IGNORECASE)
 _MORE = re.compile(r"\b(?:other|additional|extra)\b", re.IGNORECASE)
 
@@ -196,24 +210,24 @@ def text(text: str, tags: Tags) -> Fault | None:
 
 
 def _claimed(
-    kind: str, text: str, tags: Tags, claim: re.Pattern[str], known: Sequence[str], free: re.Pattern[str] | None
+    kind: str, text: str, tags: Tags, claim: re.Pattern[str], known: tuple[str, ...], free: re.Pattern[str] | None
 ) -> Fault | None:
     if not tags.complete:
         return None
-    pattern = re.compile(rf"\b(?:{'|'.join(known)})s?\b")
-    there = any(pattern.search(tag) and "commentary" not in tag for tag in tags.all)
+    there = any(_tells(tag, known) for tag in tags.all)
     plain = _unquoted(text)
     spans = []
     for match in claim.finditer(plain):
-        before = _DENIED.search(_before(plain, match))
-        if before and _MORE.search(before[0]):  # `no other text`
+        before, denied_after = _before(plain, match), _NOT_SO.match(plain, match.end())
+        denied = _DENIED.search(before)
+        if denied and _MORE.search(denied[0]):  # `no other text`
             continue
-        if (before is not None) == there:
+        if denied or denied_after if there else not (denied_after or _NEGATED.search(before)):
             spans.append(match.span())
     if there:
         spans += [match.span() for match in free.finditer(plain)] if free else []
-        denied = "text" if kind == "text" else "watermark"
-        clear = any(denied in tag or "speech bubble" in tag or "signature" in tag for tag in tags.all)
+        word = "text" if kind == "text" else "watermark"
+        clear = any(word in tag or "speech bubble" in tag or "signature" in tag for tag in tags.all)
         if not clear:  # a book or a logo may well have no text to speak of
             return None
     if not spans:
@@ -222,8 +236,14 @@ def _claimed(
     return _fault(kind, text, spans, text[max(0, begin - 20) : end] if there else text[begin:end], tags, known)
 
 
+@lru_cache(maxsize=65_536)
+def _tells(tag: str, known: tuple[str, ...]) -> bool:
+    """Whether a tag is of one of these things."""
+    return "commentary" not in tag and re.search(rf"\b(?:{'|'.join(known)})s?\b", tag) is not None
+
+
 def _before(text: str, match: re.Match[str]) -> str:
-    """The words before a claim, as far as they can turn it round."""
+    """What stands before a claim, as far as it can have to do with it."""
     return text[max(0, match.start() - 100) : match.start()]
 
 

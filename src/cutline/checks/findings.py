@@ -51,6 +51,19 @@ def checked(findings: Sequence[Finding], coverage: float | None, texts: Sequence
     }
 
 
+def together(*reasons: str | None) -> str | None:
+    """Reasons as one: kinds with `, ` between them, each once, and after `lost: ` what was lost."""
+    known = dict.fromkeys(kind for reason in reasons for kind in kinds_of(reason))
+    lost = "; ".join(told for reason in reasons if (told := (reason or "").partition("lost: ")[2]))
+    return "; ".join(filter(None, [", ".join(known), f"lost: {lost}" if lost else ""])) or None
+
+
+def kinds_of(reason: str | None) -> list[str]:
+    """The kinds in a reason, without what was lost."""
+    kinds = (reason or "").partition("lost: ")[0].removesuffix("; ")
+    return kinds.split(", ") if kinds else []
+
+
 def hash_of(texts: Sequence[str]) -> str:
     """By which one can tell whether a row of the checks layer is about these texts: xxh64, 16 hexadecimal digits."""
     return xxhash.xxh64_hexdigest("\0".join(texts).encode())

@@ -8,7 +8,6 @@ row as long as the caption does.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cutline import options, schemas
-from cutline.checks.findings import Finding, checked, hash_of
+from cutline.checks.findings import Finding, checked, hash_of, kinds_of, together
 from cutline.checks.judging import Judged, Policies, judge
 from cutline.dataset import Dataset
 from cutline.layer import identifier
@@ -173,7 +172,7 @@ class _Judging:
         """Judge every caption of a picture. Of several, those that are rejected fall away; the first tells coverage."""
         said, policies = row[self.layer], self.policies
         texts = _texts(said) or [""]
-        cut_already = "cut" in re.split(r"[,;] ?", said["reason"] or "")
+        cut_already = "cut" in kinds_of(said["reason"])
         known = (row[self.tags] if self.tags else None) or {}
         judged = [
             judge(
@@ -219,12 +218,11 @@ def _count(report: Report, key: str, said: Row, found: _Found) -> None:
 
 def _mended(said: Row, found: _Found) -> Row:
     """The caption row as it is to be: what the model said stays, or is what stood there."""
-    reasons = [reason for reason in (said["reason"], found.reason) if reason]
     raw = said["raw"]
     if raw is None:
         raw = "\n".join(_texts(said))
     kept = {name: value for name, value in said.items() if name not in ("error", "detail")}
-    reason = found.reason if found.verdict == "rejected" else ", ".join(dict.fromkeys(reasons))
+    reason = found.reason if found.verdict == "rejected" else together(said["reason"], found.reason)
     return {
         **kept,
         "texts": found.texts or None,

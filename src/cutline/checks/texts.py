@@ -6,10 +6,10 @@ They err on the side of silence: a sign that says "I cannot" is no refusal, and 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice, product
 
 from cutline import sentences
 from cutline.checks.findings import Fault, Finding
@@ -53,6 +53,7 @@ _CLOSE = r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/thi
 _QUOTES = "\"“‘'`「『«"
 _OPENED = re.compile(rf"(?<![{_QUOTES}])(?:{_OPEN})", re.IGNORECASE)
 _CLOSED = re.compile(rf"(?<![{_QUOTES}])(?:{_CLOSE})", re.IGNORECASE)
+_MARK = re.compile(rf"(?<![{_QUOTES}])(?:(?P<open>{_OPEN})|{_CLOSE})", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>\s*\w+")
 _FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|message\|>)?")
 _MARKER = re.compile(r"<\|(?:start|end|return|message|channel|call)\|>(?:assistant)?")
@@ -65,6 +66,7 @@ _ALOUD = re.compile(
     r"|i (?:need|have|should|am asked|'m asked)(?: to)? (?:describe|write|create|generate|caption|produce"
     r"|provide|output)\b"
     r"|we (?:need|have|are asked)(?: to)? (?:describe|write|create|generate|caption|produce|output|answer)\b)"
+    r"|(?:(?:好的|嗯|好)[，,。！ ]*)?(?:用户(?:要求|想|让|希望|需要)|我(?:需要|应该)(?:描述|写|分析))"
     r"|(?:okay|ok|alright|hmm+|got it)[,.!…]+\s+(?:let me|let's|lets|i need to|i should)\b",
     re.IGNORECASE,
 )
@@ -90,26 +92,27 @@ def thinking(text: str) -> Fault | None:
 
 
 def _without_blocks(text: str) -> str:
-    """The text without what stands between an opening mark and the next closing one."""
-    opened = {match.start() for match in _OPENED.finditer(text)}
-    ends = {match.start(): match.end() for match in _CLOSED.finditer(text)}
-    pieces, at, begin = [], 0, -1
-    for place in sorted(opened | ends.keys()):
-        if place in opened and begin < 0:
-            begin = place
-        elif place in ends and begin >= 0:
-            pieces.append(text[at:begin])
-            at, begin = ends[place], -1
-    return " ".join([*pieces, text[at:]])
+    """A text without what stands from an opening mark to the next closing one."""
+    kept, at = list[str](), 0
+    opened: int | None = None
+    for match in _MARK.finditer(text):
+        if match["open"]:
+            opened = match.start() if opened is None else opened
+        elif opened is not None:
+            kept += [text[at:opened], " "]
+            at, opened = match.end(), None
+    return "".join([*kept, text[at:]])
 
 
 # Refusal
 
 _NOT = r"(?:can't|cannot|can not|could not|couldn't|won't|will not|am unable|am not able|'m unable|'m not able)"
 _HELP = (
-    r"(?:help|assist|provide|describ|generat|creat|identif|fulfil|compl|do that|do this|continu|answer"
+    r"(?:help(?! but)|assist|provide|describ|generat|creat|fulfil"
+    r"|(?:identif|recogni[sz])\w*(?: \w+){0,3}? (?:people|persons?|individuals?|anyone|who|faces?|them|him|her|humans?"
+    r"|(?:wo)?m[ae]n|girls?|boys?|characters?)\b|compl|do that|do this|continu|answer"
     r"|engag|writ|caption"
-    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc|recogni[sz]"
+    r"|discuss|process|analy[sz]|view|access|participat|support|respond|proceed|produc"
     r"|comment|perform|tag"
     r"|offer|give|share|determine who|tell you|show|fetch|open|interpret|directly (?:see|view)"
     r"|see (?:the |any |an |your |this )"
@@ -154,18 +157,31 @@ _REFUSALS = tuple(
         r"|you (?:haven't|have not|didn't|did not|forgot to) (?:upload|attach|provid)"
         r"|there (?:is|was) no (?:image|picture|photo) (?:attached|provided|uploaded|given|here)"
         r"|the (?:image|picture|photo) (?:is not|isn't|was not|wasn't) (?:attached|provided|uploaded))",
+        rf"i(?:'m| am) not (?:going|willing) to {_HELP}|i(?:'d| would) (?:rather not|not be able to) {_HELP}",
+        r"(?:i(?:'m| am) )?(?:very )?sorry[.!]*\s*$|i (?:cannot|can't)[.!]*\s*$",
+        r"(?:unable to|cannot|can't) (?:assist|comply|(?:process|describe) (?:the|this) (?:image|picture|content))",
+        r"(?:the|this) (?:image|picture|photo|content)\b[^.!?\n\"“]{0,60}\b(?:explicit|sexual|nud|inappropriate|graphic"
+        rf"|sensitive|adult|nsfw)[^.!?\n\"“]{{0,80}}\bi {_NOT}(?: \w+ly)? {_HELP}",
         r"please (?:provide|upload|attach|share) (?:the|an|your|a) (?:image|picture|photo)",
         r"(?:申し訳(?:ありません|ございません)|すみません)[^。\n]{0,40}(?:できません|できかねます|いたしかねます)",
         r"(?:很)?(?:抱歉|对不起|對不起)[^。\n]{0,20}(?:无法|無法|不能|不便)",
         r"我(?:无法|無法|不能)(?:提供|描述|协助|協助|帮助|幫助|回答|满足|滿足|识别|生成)",
+        r"es tut mir leid[^.!?\n]{0,60}\bnicht\b|lo siento[^.!?\n]{0,20}\bno puedo\b"
+        r"|(?:je suis )?désolée?[^.!?\n]{0,30}\bne peux pas\b",
         r"죄송[^.\n]{0,40}(?:수 없습니다|어렵습니다)",
     )
 )
 _SEES_OTHERWISE = re.compile(
-    r"i (?:can't|cannot|can not|could not|couldn't|am unable to|'m unable to|'m not able to|am not able to)"
+    r"(?:i (?:can't|cannot|can not|could not|couldn't)|i(?:'m| am) (?:unable|not able) to)"
     r"(?: \w+ly)? (?:see|read|make out|find|discern|detect|spot|tell)\b(?! (?:the |any |an |your "
     r"|this )?(?:image|picture"
     r"|photo|attach)| you\b)",
+    re.IGNORECASE,
+)
+
+
+_POLITE = re.compile(
+    r"(?:(?:hello|hi|thanks?|thank you|i understand|i appreciate)\b[^.!?,\n\"“]{0,60}[,.!]\s+)(?:but |however,? )?",
     re.IGNORECASE,
 )
 
@@ -184,7 +200,7 @@ def refusal(text: str) -> Fault | None:
 
 
 def _refuses(text: str) -> bool:
-    head = _straight(text).lstrip("*_#> \t\n")
+    head = _POLITE.sub("", _straight(text).lstrip("*_#> \t\n"), count=1)
     if head[:1] in tuple(_QUOTES) or _SEES_OTHERWISE.match(head):
         return False
     return any(pattern.match(head) for pattern in _REFUSALS)
@@ -209,9 +225,10 @@ def prompt_echo(text: str, asked: str) -> Fault | None:
     words = [(match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text.replace("_", " "))]
     plain = [word for word, _, _ in words]
     spans: list[tuple[int, int]] = []
-    for size in sorted({len(opening) for opening in openings}, reverse=True):
-        if tuple(plain[:size]) in openings:
-            spans.append((words[0][1], words[size - 1][2]))
+    for size, start in product(sorted({len(opening) for opening in openings}, reverse=True), range(3)):
+        # A word or two may stand before it, such as `system` and `user`.
+        if start + size <= len(plain) and tuple(plain[start : start + size]) in openings:
+            spans.append((words[0][1], words[start + size - 1][2]))
             break
     spans += [
         (words[start][1], words[start + ECHO_WORDS - 1][2])
@@ -233,15 +250,21 @@ def _shingles(asked: str) -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[s
         tuple(match[0].casefold() for match in _WORD.finditer(sentence.replace("_", " ")))
         for line in asked.splitlines()
         for sentence in sentences.split(line)
-        if sentences.ended(sentence) or sentence.endswith(":")
+        if sentences.ended(sentence) or sentence.endswith(":") or "," not in sentence  # what has commas may be tags
     ]
     return frozenset(rows), frozenset(words for words in said if 5 <= len(words) <= 40)
 
 
 # Loops
 
-_LETTERS = re.compile(r"(\w)\1{29,}|([^\w\s])\2{59,}")
-_WITHIN = re.compile(r"([^\W\d_]{2,12}?)\1{11,}")
+_LETTERS = re.compile(r"(\w)\1{29,}|([^\w\s])\2{59,}|([^\w\s])(?:\s{1,3}\3){29,}")
+_WITHIN = re.compile(r"(?=[^\W\d_]{24})([^\W\d_]{2,12}?)\1{11,}")
+
+
+_QUOTED = r"\"[^\"\n]{1,120}\"|“[^”\n]{1,120}”|「[^」\n]{1,120}」|『[^』\n]{1,120}』"
+_BLANKED = re.compile(_QUOTED)
+_UNIT = re.compile(rf"{_QUOTED}|{_WORD.pattern}")
+"""A word, or a whole quote: a sign that reads "HA HA HA HA HA HA HA HA" says it, and not the model."""
 
 
 def loop(text: str) -> Fault | None:
@@ -250,12 +273,13 @@ def loop(text: str) -> Fault | None:
     How often is too often depends on how long the row is: a word eight times, three words five times, eight and more
     three times. In scripts without spaces a word is a letter, and may come twice as often.
     """
+    plain_text = _BLANKED.sub(lambda match: " " * len(match[0]), text)
     for pattern in (_LETTERS, _WITHIN):
-        if match := pattern.search(text):
+        if match := pattern.search(plain_text):
             unit = match[1] or match[match.lastindex or 0]
             times = len(match[0]) // len(unit)
             return _looped(text, match.start(), match.start() + len(unit), unit, times)
-    words = list(_WORD.finditer(text))
+    words = list(_UNIT.finditer(text))
     plain = [match[0].casefold() for match in words]
     if found := _repeated(plain):
         start, period, times = found
@@ -284,7 +308,7 @@ def _repeated(words: Sequence[str]) -> tuple[int, int, int] | None:
                 same += 1
             else:
                 same = 0
-            if same and same + period >= period * _too_often(words[start : start + period]):
+            if same >= 2 * period and same + period >= period * _too_often(words[start : start + period]):
                 run = place + 1
                 while run < len(words) and words[run] == words[run - period]:
                     run += 1
@@ -294,11 +318,17 @@ def _repeated(words: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def _distances(words: Sequence[str]) -> set[int]:
-    """How far apart rows of four words stand that come three times or more: only these can be longer periods."""
-    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    """How far apart rows of four words come again: only these can be longer periods.
+
+    In a loop most rows of its words do so, twice and more; a distance that is rarer than half its length is chance.
+    """
+    last: dict[tuple[str, ...], int] = {}
+    often: Counter[int] = Counter()
     for start, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
-        places[four].append(start)
-    return {later - earlier for found in places.values() if len(found) >= 3 for earlier, later in pairwise(found)}
+        if four in last:
+            often[start - last[four]] += 1
+        last[four] = start
+    return {distance for distance, times in often.items() if 2 * times >= distance}
 
 
 def _too_often(row: Sequence[str]) -> int:

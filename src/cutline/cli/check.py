@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from cutline.cli.common import AsJson, DatasetPath, print_json, say, visible
 
 if TYPE_CHECKING:
     from cutline.checks.layer import Report
+    from cutline.dataset import Dataset
 
 _EXCERPT = 90
 
@@ -50,12 +50,17 @@ def run(
     _print(report, layer, against)
     if repair:
         print(f"{report.repaired:,} repaired, {report.rejected:,} rejected")
-        if report.rejected and opened.layer(layer).info():
-            say(f"To ask about the rejected ones again: cutline annotate {dataset} … --as {layer} --retry rejected")
-        elif report.rejected:
-            rejected = f"pictures.key in (select key from \"{layer}\" where verdict = 'rejected')"
-            how = f"cutline annotate {dataset} … --where {shlex.quote(rejected)}"
-            say(f"To have a model caption the rejected ones: {how}")
+        if report.rejected:
+            say(f"To ask about the rejected ones again: cutline annotate {dataset} {_again(opened, layer)}")
+
+
+def _again(dataset: Dataset, layer: str) -> str:
+    """What one types to have the rejected captions of a layer made anew."""
+    if dataset.layer(layer).info() is not None:
+        return f"… --as {layer} --retry rejected"
+    # A source filled it, so that no annotator may write there: it goes to the annotator's own layer.
+    rejected = f"select key from \\\"{layer}\\\" where verdict = 'rejected'"
+    return f'ANNOTATOR --where "key in ({rejected})"'
 
 
 def _print(report: Report, layer: str, against: str) -> None:

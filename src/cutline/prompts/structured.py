@@ -25,9 +25,6 @@ from cutline import sentences
 DEEPEST = 64
 """Levels of nesting; nobody describes a picture in more."""
 
-TOLD = 200
-"""Characters of what was lost that a reason quotes; `lost` has all."""
-
 
 @dataclass(frozen=True)
 class Parsed:
@@ -37,7 +34,7 @@ class Parsed:
     """The caption; empty where it was rejected."""
     verdict: Literal["good", "repaired", "rejected"]
     reason: str | None
-    """Why it is not simply good: what was mended, by name (`cut`, `code_fence` …), and after `; lost: ` what was lost.
+    """What was mended, by name (`cut`, `code_fence` …), then after `lost: ` all of `lost`; None where there is neither.
     Rejected is `empty` (it says nothing), `not_json`, `cut` (nothing whole was left), `thinking`, `too_deep`."""
     lost: tuple[str, ...]
     """Every string, and number, of the answer that is not in the text, in order; and the words around the JSON."""
@@ -62,13 +59,9 @@ def parse(raw: str) -> Parsed:
     if not caption:
         reason = "cut" if "cut" in read.mended and lost else "not_json" if "words_around" in read.mended else "empty"
         return Parsed("", "rejected", reason, lost)
-    if not read.mended:
-        return Parsed(caption, "good", None, lost)
-    reason = ", ".join(read.mended)
-    if lost:
-        told = "; ".join(json.dumps(part, ensure_ascii=False) for part in lost)
-        reason += f"; lost: {told if len(told) <= TOLD else told[: TOLD - 1] + '…'}"
-    return Parsed(caption, "repaired", reason, lost)
+    told = "lost: " + "; ".join(json.dumps(part, ensure_ascii=False) for part in lost) if lost else ""
+    why = "; ".join(part for part in (", ".join(read.mended), told) if part)
+    return Parsed(caption, "repaired" if read.mended else "good", why or None, lost)
 
 
 # Reading
@@ -104,6 +97,7 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$", re.MULTILINE)
 _OBJECT = re.compile(r"\{(?=\s*(?:[\"'“}{]|$|[\w \-]{1,40}:))")
 _LIST = re.compile(r"^[ \t]*(\[(?=\s*(?:[\"'“{\[\]]|$|-?\d|true|false|null|True|False|None)))", re.MULTILINE)
 _KEY = r"(?:\"(?:[^\"\\\n]|\\.){0,80}\"|'(?:[^'\\\n]|\\.){0,80}'|“[^”\n]{0,80}”)\s*:"
+_FIRST_KEY = re.compile(rf"{_KEY}\s*[\"'“{{\[]")
 _END = r"\s*(?:```\s*)?\Z"
 _AFTER_VALUE = re.compile(rf"{_END}|\s*[}}\]]|\s*,\s*(?:{_KEY}|[}}\]]|\"[^\"]*\Z|'[^']*\Z)|\s*,{_END}|\s+{_KEY}")
 _AFTER_ITEM = re.compile(rf"{_END}|\s*[}}\]]|\s*,\s*(?:[\"'“{{\[\]]|[-\d])|\s*,{_END}|\s*\n\s*[\"'“{{\[]")
@@ -113,6 +107,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", "\\
 _LITERALS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _LITERAL = re.compile(r"(?:true|false|null|True|False|None|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=[\s,\]}:]|\Z)")
 _BARE_KEY = re.compile(r"[\w][\w \-]{0,79}?(?=\s*:)")
+_NOISE = re.compile(r"(?://|#)[^\n]*|/\*.*?\*/|(?:\.\.\.|…)(?=\s*[,}\]\n]|\s*\Z)|;", re.DOTALL)
 _JUNK = re.compile(r"[^,{}\[\]\n]+")
 
 
@@ -123,7 +118,13 @@ def _read(text: str) -> _Read | None:
     except ValueError:
         pass
     else:
+        if isinstance(value, str) and value.strip()[:1] in ("{", "[") and (inside := _read(value.strip())):
+            inside.mended["bare_string"] = None  # JSON that was written as a string of JSON
+            return inside
         return _formed(_Read([value]))
+    if _FIRST_KEY.match(text) and (inside := _read("{" + text)):
+        inside.mended["missing_brace"] = None
+        return inside
     thought = _THINKING.match(text)
     if thought is not None and thought["thought"] is None:
         return None
@@ -158,6 +159,8 @@ class _Reader:
     def __init__(self, text: str, at: int, *, guess: bool) -> None:
         self.text, self.at, self.guess = text, at, guess
         self.found = _Read()
+        self.objects = self.lists = True
+        """Whether there may be more of them: what is not there is looked for once."""
 
     def mend(self, what: str) -> None:
         self.found.mended[what] = None
@@ -166,10 +169,11 @@ class _Reader:
         """Where the next value at the top begins."""
         if not self.found.values and self.text[self.at :].lstrip()[:1] == '"':
             return re.compile(r'\s*(")').match(self.text, self.at)
-        an_object, a_list = _OBJECT.search(self.text, self.at), _LIST.search(self.text, self.at)
-        if an_object and a_list:
-            return min(an_object, a_list, key=lambda match: match.end())
-        return an_object or a_list
+        an_object = _OBJECT.search(self.text, self.at) if self.objects else None
+        before = an_object.end() if an_object else len(self.text)  # a list behind the object is for another time
+        a_list = _LIST.search(self.text, self.at, before) if self.lists else None
+        self.objects, self.lists = an_object is not None, bool(a_list or an_object)
+        return a_list or an_object
 
     def read(self) -> _Read:
         """All values at the top, and the words between them."""
@@ -210,6 +214,11 @@ class _Reader:
         """Go over what stands between two values; the next letter."""
         begin = self.at
         letter = self.skip(",")
+        while noise := _NOISE.match(self.text, self.at):
+            self.mend("comment")
+            self.found.lost.append(noise[0])
+            self.at = noise.end()
+            letter = self.skip(",")
         if letter and letter in "]}" and "," in self.text[begin : self.at]:
             self.mend("trailing_comma")
         return letter
@@ -391,13 +400,14 @@ def _strings(text: str) -> Iterator[str]:
 
 _NOTHING = ("none", "none.", "null", "n/a")
 _BUBBLE = re.compile(r"(?:speech_?bubble|text)_?\d+", re.IGNORECASE)
-_FRAME = re.compile(r"(?:\w+_)?frame(?:_\d+)?", re.IGNORECASE)
-_PANEL = re.compile(r"(?:\w+_)?panel(?:_\d+)?", re.IGNORECASE)
+_FRAME = re.compile(r"\w+_frame(?:_\d+)?|frame_?\d+", re.IGNORECASE)
+_PANEL = re.compile(r"\w+_panel(?:_\d+)?|panel_?\d+", re.IGNORECASE)
 _I18N = re.compile(r"\w+_text", re.IGNORECASE)
 _NOT_WRITTEN = re.compile(
     r"character|person|people|girl|boy|woman|man|object|item|tag|colou?r|cloth|outfit|accessor|feature|detail|element|"
     r"background|animal|style|mood|theme|keyword|emotion|expression|pose|action|prop|subject|scene|light|composition|"
-    r"description|name|hair|eye",
+    r"description|name|hair|eye|texture|material|pattern|setting|weather|location|environment|plant|food|vehicle|"
+    r"building|furniture|weapon|symbol|shape|effect|technique|medium|quality|attribute|trait|body|activit|genre|season",
     re.IGNORECASE,
 )
 """Keys whose lists are no texts in the picture. Under any other key a list is, as the seed has it."""
@@ -424,6 +434,9 @@ class _Said:
             return self.pairs(value, key)
         if isinstance(value, list):
             return self.items(value, key)
+        if isinstance(value, str) and key.lower().startswith("bbox"):
+            self.lost.append(_clean(value))
+            return []
         if isinstance(value, str):
             return [said] if (said := self.leaf(value)) else []
         if value is True or (value and not isinstance(value, bool)):
@@ -491,29 +504,38 @@ class _Said:
         return [piece for piece in pieces if piece]
 
     def sentence(self, what: str, quoted: list[str]) -> list[str]:
-        said = " and ".join(item for item in quoted if item)
-        return [f"There are {what} with the text: {said}"] if said else []
+        """What is quoted, in one sentence; then what has no words in quotes, as it is."""
+        said = " and ".join(item for item in quoted if item.startswith('"'))
+        rest = [item for item in quoted if item and not item.startswith('"')]
+        return [f"There are {what} with the text: {said}", *rest] if said else rest
 
     def quoted(self, item: Any) -> str:
         """One text of the picture: in quotes, then its translation, then where it is, then what else is said of it."""
         if not isinstance(item, _Pairs):
             said = " ".join(self.value(item, "description"))
             return f'"{said}"' if said else ""
-        before, after, rest = "", "", []
-        main = "text" if any(name == "text" for name, _ in item) else "description"
+        text, translations, places, rest = "", list[str](), list[str](), list[str]()
+        names = {name for name, _ in item}
+        main = next((name for name in ("text", "content") if name in names), "description")
         for name, value in item:
             said = " ".join(self.value(value, "description" if name != "bbox" else name))
             if not said:
                 continue
-            if name == main and not before:
-                before = f'"{said}"'
+            if name == main and not text:
+                text = said
             elif name in _TRANSLATIONS:
-                after = f' ("{said}")' + after
+                translations.append(said)
             elif name in _PLACES:
-                after += f" in {said}"
+                places.append(said)
             else:
                 rest.append(said)
-        return ", ".join([(before + after).strip(), *rest]) if before or after else ", ".join(rest)
+        if not text and translations:
+            text = translations.pop(0)
+        if not text:  # nothing is written there, so where it is not says nothing
+            self.lost += places
+            return ", ".join(rest)
+        about = [*(f'("{translation}")' for translation in translations), *(f"in {place}" for place in places)]
+        return ", ".join([" ".join([f'"{text}"', *about]), *rest])
 
 
 def _kind(key: str) -> str:
@@ -541,7 +563,7 @@ _DESCRIBED_TEXT = {"description", "bbox", *_PLACES, *_TRANSLATIONS}
 def _clean(text: str) -> str:
     """A string on one line, as Unicode."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves of a pair join, others become �
-    return re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", text).strip()
+    return " ".join(line for part in text.splitlines() if (line := part.strip()))
 
 
 def _joined(pieces: list[str]) -> str:
