@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -513,7 +512,5 @@ def test_long_texts_take_no_square_of_their_length(unit: str) -> None:
         '"' + "A girl. " * 6_000,
     ],
 )
-def test_long_texts_take_seconds_and_not_minutes(text: str) -> None:
-    began = time.process_time()
+def test_long_texts_end_long_before_the_tests_time_limit(text: str) -> None:
     judge(text, policies=TRIM, finish_reason="length", asked=ASKED, tags={"general": ["1girl", "solo", "text"]})
-    assert time.process_time() - began < 10
