@@ -302,13 +302,14 @@ def test_a_server_that_hangs_for_all_leaves_its_work_to_the_other() -> None:
     assert not any("error" in row for row in answers.values())
 
 
+@pytest.mark.slow
 def test_whatever_happens_each_row_is_answered_once_and_rightly() -> None:
     random = Random(5)
     odd = ["500", "502", "page", "empty choices", "invalid JSON", "reset", "cut", "400", "error in 200"]
     keys = numbers(200)
-    script = {key: [*random.choices(odd, k=random.randint(0, 3)), "good"] for key in keys}
+    script = {key: [*random.choices(odd, k=random.choice((0, 0, 1, 2))), "good"] for key in keys}
     with Misbehaving(script, seconds=0.005) as first, Misbehaving(script, seconds=0.005) as second:
-        answers = ask(settings(first, second, in_flight=8, tries=7), keys)
+        answers = ask(settings(first, second, in_flight=8, tries=5), keys)
     for key in keys:
         # Each server goes through the script by itself, so that it is asked twice as often at most.
         if "400" not in script[key]:

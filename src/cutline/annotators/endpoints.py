@@ -63,8 +63,8 @@ _COUNTED = frozenset({"server_error", "bad_reply", "timeout", "connection"})
 
 FAILURES = 5
 """So many fresh requests that fail one after another open an endpoint's circuit."""
-REST, LONGEST_REST = 1.0, 30.0
-"""Seconds until an open circuit lets one request through; doubled each time that it fails, up to the second."""
+REST, LONGEST_REST = 1.0, 15.0
+"""Seconds until an open circuit lets one request through; doubled each time that nobody answers, up to the second."""
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 """Seconds: a wait is drawn from 0 to the first, doubled for each failure before it, up to the second."""
 REFUSALS = 10
@@ -244,15 +244,16 @@ class _Endpoint:
         self.paused_until = max(self.paused_until, now + min(pause, longest))
         self._cut(0.5, started, now)
 
-    def failed(self, *, fresh: bool, slow: bool, started: float, now: float) -> None:
+    def failed(self, error: RemoteError, *, fresh: bool, started: float, now: float) -> None:
         """A request failed. Only one that was not tried before tells of the server; another may be to blame itself."""
-        if slow:
+        if error.reason == "timeout":
             self._cut(0.5, started, now)
-        if not fresh or started < self.changed_at:
+        if not (fresh or not error.sent) or started < self.changed_at:
             return
         self.failures += 1
         if self.open:
-            self.rest = min(2 * self.rest, LONGEST_REST)
+            if error.reason in ("timeout", "connection"):  # with other failures somebody is there
+                self.rest = min(2 * self.rest, LONGEST_REST)
             self.probe_at = now + self.rest * random.uniform(0.5, 1.0)
         elif self.failures >= FAILURES:
             self.shut(now)
@@ -484,8 +485,7 @@ class RemoteSession:
                 endpoint.refused(error.after, started, now, self.settings.patience)
                 self._pool.worse(error, now)
             elif error.reason in _COUNTED:
-                slow = error.reason == "timeout"
-                endpoint.failed(fresh=fresh or not error.sent, slow=slow, started=started, now=now)
+                endpoint.failed(error, fresh=fresh, started=started, now=now)
                 if endpoint.open:
                     self._pool.worse(error, now)
             else:  # it refuses this one, so it is there
