@@ -155,6 +155,7 @@ class ServerSession(RemoteSession):
         settings, loop = self.server, asyncio.get_running_loop()
         attempt, tries, seconds = row.get("attempt") or 1, 1, 0.0
         asked = settings.ask(row, attempt)
+        used: list[Any] = []
         url = ""
         if settings.picture:
             url = await loop.run_in_executor(
@@ -164,6 +165,7 @@ class ServerSession(RemoteSession):
             began = time.perf_counter()
             reply = await self.post(PATHS[settings.api], settings.body(asked, attempt, url))
             seconds += time.perf_counter() - began
+            used.append(reply.get("usage"))
             raw, finish_reason = said(reply)
             answer = settings.answer(row, asked, raw, finish_reason=finish_reason, tries=tries)
             if not answer.again:
@@ -174,8 +176,8 @@ class ServerSession(RemoteSession):
             **answer.columns,
             "attempt": attempt,
             "request": digest(settings.shown(row, asked, attempt)),
-            "tokens_in": _usage(reply, "prompt_tokens"),
-            "tokens_out": _usage(reply, "completion_tokens"),
+            "tokens_in": _total(used, "prompt_tokens"),
+            "tokens_out": _total(used, "completion_tokens"),
             "seconds": seconds,
         }
 
@@ -188,7 +190,7 @@ def said(reply: dict[str, Any]) -> tuple[str, str | None]:
     """
     choice = reply["choices"][0]
     finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
+    finish = _utf8(finish)[:100] if isinstance(finish, str) else None
     if finish == "content_filter":
         raise RemoteError("filtered", "the server's content filter stopped the answer")
     message = choice.get("message")
@@ -207,8 +209,12 @@ def said(reply: dict[str, Any]) -> tuple[str, str | None]:
             content = refusal
         elif isinstance(thoughts, str) and thoughts.strip():
             content = f"<think>{thoughts}</think>"
-    # Halves of surrogate pairs, which JSON can have and UTF-8 cannot.
-    return (content or "").encode("utf-8", "replace").decode(), finish
+    return _utf8(content or ""), finish
+
+
+def _utf8(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can have and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def data_url(picture: Picture, max_pixels: int, image_format: Literal["jpeg", "png"], name: str) -> str:
@@ -252,7 +258,8 @@ def _extra(text: str) -> str:
         return ""
     asks = "server: extra is a JSON object of further fields, such as -o extra='{\"top_k\": 20}'"
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_no_number)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can have, is no text
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{asks}: {error}") from None
     if not isinstance(fields, dict):
@@ -264,7 +271,13 @@ def _extra(text: str) -> str:
     return canonical(fields)
 
 
-def _usage(reply: dict[str, Any], name: str) -> int | None:
-    usage = reply.get("usage")
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 1 << 31 else None
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _total(used: list[Any], name: str) -> int | None:
+    """The tokens of all tries, as the server counts them; None where it does not say for one of them."""
+    counts: list[Any] = [usage.get(name) if isinstance(usage, dict) else None for usage in used]
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+        return None
+    return total if (total := sum(counts)) < 1 << 31 else None
