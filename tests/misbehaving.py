@@ -260,6 +260,16 @@ class Misbehaving:
                 return web.Response(text="[" * 200_000, content_type="application/json")
             case "error in 200":
                 return web.json_response({"error": {"message": "upstream is down", "code": 502}})
+            case "broken off":  # OpenRouter's form
+                reply = completion(text[:-1], finish="error", chat=chat)
+                reply["choices"][0]["error"] = {"code": 502, "message": "the model is gone"}
+                return web.json_response(reply)
+            case "aborted":
+                return web.json_response(completion(text[:-1], finish="abort", chat=chat))
+            case "odd finish":
+                return web.json_response(completion(text, finish="\ud800", chat=chat))
+            case "key in words":  # so long that they are cut in the middle of the key
+                return web.Response(status=400, text="x" * 50 + " y" * 20 + request.headers["Authorization"])
             case "400":
                 return web.json_response({"error": {"message": f"cannot read {json.dumps(body)}"}}, status=400)
             case "422":

@@ -74,8 +74,9 @@ def rows_of(dataset: Dataset, layer: str = LAYER) -> dict[str, Row]:
     return {str(int(re.sub(r"\D", "", row["key"]))): row for row in found}
 
 
-def typed(server: Misbehaving, **given: Any) -> list[str]:
-    options = {"endpoints": server.url, "model": MODEL, "image_format": "png", **given}
+def typed(server: Misbehaving | str, **given: Any) -> list[str]:
+    url = server if isinstance(server, str) else server.url
+    options = {"endpoints": url, "model": MODEL, "image_format": "png", **given}
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
@@ -114,6 +115,8 @@ FATES = {
     "loop": (None, "rejected", None, 3),
     "odd usage": (None, "good", None, 1),
     "no usage": (None, "good", None, 1),
+    "broken off": ("server_error", None, None, 2),
+    "odd finish": (None, "good", None, 1),
 }
 
 
@@ -203,6 +206,7 @@ def test_a_bad_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> No
     rows = rows_of(dataset)
     assert [rows[n]["verdict"] for n in "01"] == ["good", "good"]
     assert [rows[n]["attempt"] for n in "01"] == [2, 3]
+    assert [(rows[n]["tokens_in"], rows[n]["tokens_out"]) for n in "01"] == [(22, 10), (33, 15)], "all that were paid"
     assert first.body["seed"] != second.body["seed"]
     assert (first.body["temperature"], second.body["temperature"]) == (0, 0.7)
     for found in rows.values():
@@ -336,6 +340,9 @@ def test_nobody_there_is_said_and_no_picture_is_marked(tmp_path: Path) -> None:
 
 def test_one_process_asks(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, 30)
+    told = cutline("annotate", tmp_path, "server", *typed("http://127.0.0.1:9/v1"), "--workers", 3, code=2).stderr
+    assert "leave out --workers=3" in told
+    assert LAYER not in dataset.layers()
     with Misbehaving(seconds=0.05) as good:
         run(dataset, server(good, in_flight=3))
         assert good.peak == 3
@@ -492,6 +499,8 @@ def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_
         ({"extra": '{"max_tokens": 5}'}, "left out, by null"),
         ({"extra": '{"stream": true}'}, "stream"),
         ({"extra": "[" * 5000}, "JSON object"),
+        ({"extra": '{"top_k": NaN}'}, "NaN is no number of JSON"),
+        ({"extra": '{"name": "\\ud83d"}'}, "surrogates not allowed"),
         ({"prompt": "no-such"}, "no-such"),
         ({"endpoints": f"http://me:{SECRET}@localhost/v1"}, "without a user or password"),
         ({"key_env": SECRET}, "name"),
@@ -540,6 +549,7 @@ def test_said() -> None:
     assert said(reply(content=None, reasoning="Hm.")) == ("<think>Hm.</think>", "stop")
     assert said(reply(content="a \ud83d cat")) == ("a ? cat", "stop")
     assert said({"choices": [{"message": {"content": "a"}, "finish_reason": 7}]}) == ("a", None)
+    assert said({"choices": [{"message": {"content": "a"}, "finish_reason": "\ud83d"}]}) == ("a", "?")
 
 
 # -- a server of someone else's --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ met in one of four ways, and every row is answered exactly once:
 - it fails (500, 502, a web page, no JSON, a hang, a dropped connection): the request is sent again after a random wait
   ("full jitter"), elsewhere if there is an elsewhere, `tries` times in all. Five fresh requests that fail one
   after another open the endpoint's circuit: it gets nothing but, now and then, one request to see whether it is back;
-- it refuses one request (400, 413, 422): the row's error says why;
+- it refuses one request (400, 413, 422): so does another, where there is one, and the row's error says why;
 - it can answer none (401, no such model): it is left out, and where no endpoint is left the run stops and says why.
 
 A row's `error` is one of `REASONS`. Neither the key nor a picture's bytes ever stand in an error or a log.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 REASONS = {
     "rate_limited": "the server said that it is busy (429, 503, 529) for as long as `patience` lasts",
-    "server_error": "the server failed (5xx) each time",
+    "server_error": "the server failed (5xx), broke off its answer, or did not know the model any more, each time",
     "bad_reply": "what came back is no answer: a web page, no JSON, no choices, or far too much",
     "timeout": "no answer within the `deadline`, each time",
     "connection": "the connection broke before the answer had come, each time",
@@ -151,13 +151,14 @@ def _address(name: str, url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # whether it can be looked up at all
     except ValueError:
         raise OptionError(f"{asks}; one of those given is none") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise OptionError(f"{asks}, without a user or password in it. A key comes from the environment: -o key_env=…")
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise OptionError(f"{asks}, without ? or #. A key comes from the environment: -o key_env=NAME")
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\0-\x1f\x7f]", url):
         raise OptionError(f"{asks}, which {url!r:.100} is not")
     path = parts.path.rstrip("/")
     for tail in ("/chat/completions", "/completions", "/models"):
@@ -224,8 +225,7 @@ class _Endpoint:
         """A request was answered."""
         self.answered_once = True
         self.failures = self.refusals = self.forbidden = 0
-        if self.open:
-            self.open, self.rest, self.changed_at = False, REST, now
+        self.close(now)
         self.window.append(now - started)
         if len(self.window) >= max(16, int(self.limit)):
             self.pace = sum(self.window) / len(self.window)
@@ -262,6 +262,11 @@ class _Endpoint:
         """Open the circuit."""
         self.open, self.changed_at, self.rest = True, now, REST
         self.probe_at = now + REST * random.uniform(0.5, 1.0)
+
+    def close(self, now: float) -> None:
+        """Close the circuit, if it is open: somebody is there. A probe that is on its way is one no more."""
+        if self.open:
+            self.open, self.probing, self.rest, self.changed_at = False, False, REST, now
 
     def _cut(self, factor: float, started: float, now: float, least: float = 1.0) -> None:
         """Send fewer at once; a request that was on its way when that was last done says nothing new."""
@@ -428,6 +433,7 @@ class RemoteSession:
         avoid: set[str] = set()
         waited_since: float | None = None
         refusals = 0
+        refused = False
         while True:
             endpoint = await self._pool.take(number, avoid)
             try:
@@ -449,7 +455,10 @@ class RemoteSession:
                         raise RemoteError(*self._pool.trouble) from None
                     wait = 0.0  # the endpoint rests, and not the request
                 else:
-                    raise
+                    others = [one for one in self._endpoints if one.url not in {*avoid, endpoint.url}]
+                    if refused or not any(not (one.out or one.open) for one in others):
+                        raise
+                    refused, wait = True, 0.0  # what one of several refuses another may take; a second one is believed
                 avoid.add(endpoint.url)
                 if len(avoid) == len(self._endpoints):
                     avoid = {endpoint.url} if len(self._endpoints) > 1 else set()
@@ -490,8 +499,7 @@ class RemoteSession:
                     self._pool.worse(error, now)
             else:  # it refuses this one, so it is there
                 endpoint.failures = endpoint.refusals = 0
-                if endpoint.open:
-                    endpoint.open, endpoint.rest, endpoint.changed_at = False, REST, now
+                endpoint.close(now)
                 self._pool.well()
             raise
         else:
@@ -533,6 +541,10 @@ class RemoteSession:
             if isinstance(problem, dict) and isinstance(problem.get("code"), int) and problem["code"] >= 400:
                 raise self._refusal(endpoint, problem["code"], after, raw, said)  # gateways hide errors in a 200
             raise RemoteError("bad_reply", self._words(f"{where} replied without choices: {_message(raw, said)}"))
+        problem, ended = choices[0].get("error"), choices[0].get("finish_reason")
+        if problem or ended in ("error", "abort"):  # OpenRouter's, vLLM's and SGLang's words: the answer has no end
+            words = _message(raw, choices[0]) if problem else f"finish_reason {ended}"
+            raise RemoteError("server_error", self._words(f"{where} broke off in the middle of an answer: {words}"))
         return said
 
     def _refusal(self, endpoint: _Endpoint, status: int, after: str | None, raw: bytes, said: Any) -> RemoteError:
@@ -556,7 +568,7 @@ class RemoteSession:
         if status in (404, 405) or 300 <= status < 400:
             if not endpoint.answered_once:  # it is not about this picture
                 return _Out("refused_request", f"{words} Is the address right (most end in /v1), and the model's name?")
-            return RemoteError("refused_request", words)
+            return RemoteError("server_error", words)  # it did before: another server is there, or another model
         if status < 300:
             return RemoteError("bad_reply", words)
         return RemoteError("too_large" if status == 413 else "refused_request", words)
@@ -750,8 +762,9 @@ def retry_after(value: str | None) -> float | None:
 
 def scrub(text: str) -> str:
     """Words of a server, on one line, at most `MOST_DETAIL` characters, without data URLs and long runs of base64."""
-    text = re.sub(r"data:[^\s,;\"']*;base64,[A-Za-z0-9+/=_\-]*", "[picture]", text[: 1 << 16])
-    text = re.sub(r"[A-Za-z0-9+/=_\-]{64,}", "[…]", text)
+    # Some write / as \\/ or as %2F.
+    text = re.sub(r"data:[^\s,;\"']*;base64,[A-Za-z0-9+/=_\-\\%]*", "[picture]", text[: 1 << 16])
+    text = re.sub(r"[A-Za-z0-9+/=_\-\\%]{64,}", "[…]", text)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= MOST_DETAIL else text[: MOST_DETAIL - 1] + "…"
 
@@ -791,13 +804,13 @@ def _described(raw: bytes, said: Any) -> str:
     """What came instead of a JSON object."""
     if said is not None:
         return f"JSON that is no object ({type(said).__name__})"
-    text = raw[:4096].decode("utf-8", "replace")
+    text = raw[: 1 << 16].decode("utf-8", "replace")
     if not text.strip():
         return "nothing"
     if re.match(r"\s*<", text):
-        title = re.search(r"<title>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+        title = re.search(r"<title>(.*?)</title>", text[:4096], re.DOTALL | re.IGNORECASE)
         return f"a web page{f' ({title[1].strip()})' if title else ''}"
-    return f"no JSON: {text[:100]!r}"
+    return f"no JSON: {text}"  # whole: the key and payloads are looked for before it is cut
 
 
 def _warn(text: str) -> None:
