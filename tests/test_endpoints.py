@@ -23,7 +23,7 @@ from typing import Any, cast
 import pytest
 
 from cutline.annotators import endpoints
-from cutline.annotators.endpoints import REASONS, Remote, RemoteSession, retry_after, scrub
+from cutline.annotators.endpoints import REASONS, Remote, RemoteError, RemoteSession, retry_after, scrub
 from cutline.annotators.session import Halt, Row
 from cutline.options import CutlineError, OptionError, fill, identity
 from misbehaving import MODEL, Misbehaving, counts, process
@@ -339,6 +339,30 @@ def test_a_probe_that_an_older_answer_overtakes_is_not_waited_for_ever() -> None
         return endpoint
 
     assert asyncio.run(overtaken()).free(time.monotonic()), "it is looked after again"
+
+
+def test_time_in_which_nothing_was_asked_is_no_time_of_trouble() -> None:
+    gone = RemoteError("connection", "gone", sent=False)
+
+    async def asked() -> None:
+        endpoint = endpoints._Endpoint("http://x", 4)
+        pool = endpoints._Pool([endpoint], 300.0)
+        long_ago = time.monotonic() - 1000
+        endpoint.shut(long_ago)
+        pool.worse(gone, long_ago)
+        first, second, third = [asyncio.create_task(pool.take(pool.begin(), set())) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert first.done(), "one looks whether it is back"
+        assert not second.done(), "and the others wait for that"
+        pool.worse(gone, time.monotonic() - 301)
+        pool.dispatch()
+        found = await asyncio.gather(second, third, return_exceptions=True)
+        assert [type(error) for error in found] == [RemoteError, RemoteError]
+        pool.release(endpoint, probe=False)
+        pool.begin()
+        assert pool.trouble_since is not None, "once patience has ended, it does not begin anew for each row"
+
+    asyncio.run(asked())
 
 
 def test_nobody_there_is_said_before_any_row() -> None:

@@ -28,14 +28,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from cutline.annotators.session import Halt, Row, RowError, failure
@@ -57,6 +57,8 @@ REASONS = {
     "filtered": "the server's content filter stopped the answer",
 }
 """Why a row that was sent to servers has no answer: its `error`."""
+
+Made = TypeVar("Made")
 
 _BUSY = frozenset({429, 503, 529})
 _COUNTED = frozenset({"server_error", "bad_reply", "timeout", "connection"})
@@ -301,7 +303,16 @@ class _Pool:
         self.trouble_since: float | None = None
         """Since when nothing but refusals and failures has come."""
         self.trouble = ("unreachable", "no endpoint could be reached")
+        self.hopeless = False
+        """Patience has ended, and nothing has been answered since."""
         self.timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> int:
+        """The number of a new request. Time in which nobody asked for anything is no time of trouble."""
+        idle = not self.waiting and not any(endpoint.busy for endpoint in self.endpoints)
+        if idle and not self.hopeless:
+            self.trouble_since = None
+        return next(self.numbers)
 
     async def take(self, number: int, avoid: set[str]) -> _Endpoint:
         """Wait for an endpoint, best none of those to `avoid`.
@@ -349,7 +360,7 @@ class _Pool:
 
     def well(self) -> None:
         """An endpoint has answered."""
-        self.trouble_since = None
+        self.trouble_since, self.hopeless = None, False
 
     def worse(self, error: RemoteError, now: float) -> None:
         """An endpoint is busy, or cannot be reached."""
@@ -370,6 +381,7 @@ class _Pool:
         out = all(endpoint.out for endpoint in self.endpoints)
         if not out and not self.given_up(now):
             return
+        self.hopeless = True
         why = " ".join(dict.fromkeys(endpoint.out for endpoint in self.endpoints))
         for waiter in self.waiting:
             waiter.future.set_exception(Halt(why) if out else RemoteError(*self.trouble))
@@ -428,7 +440,7 @@ class RemoteSession:
             Halt: no endpoint will answer any request.
         """
         data = json.dumps(body).encode()
-        number = next(self._pool.numbers)
+        number = self._pool.begin()
         tries = 0
         avoid: set[str] = set()
         waited_since: float | None = None
@@ -452,6 +464,7 @@ class RemoteSession:
                     # Others may be served while this one is refused: it may be too much for a minute's ration.
                     alone = refusals >= REFUSALS and now - waited_since >= self.settings.patience
                     if alone or self._pool.given_up(now):
+                        self._pool.hopeless = self._pool.hopeless or not alone
                         raise RemoteError(*self._pool.trouble) from None
                     wait = 0.0  # the endpoint rests, and not the request
                 else:
@@ -736,9 +749,13 @@ def look(settings: Remote) -> dict[str, Look]:
             found = await asyncio.gather(*(ask(http, url) for url in settings.endpoints))
         return dict(zip(settings.endpoints, found, strict=True))
 
-    # On a thread of its own, as this one may have an event loop already: notebooks do.
+    return run_apart(all_of_them)
+
+
+def run_apart(work: Callable[[], Coroutine[Any, Any, Made]]) -> Made:
+    """Run this on a thread of its own, as this one may have an event loop already: notebooks do."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(all_of_them())).result()
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 # -- replies ---------------------------------------------------------------------------------------------------------
