@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from random import Random
 from typing import Any, cast
 
@@ -368,6 +372,25 @@ def test_time_in_which_nothing_was_asked_is_no_time_of_trouble() -> None:
 def test_nobody_there_is_said_before_any_row() -> None:
     with pytest.raises(CutlineError, match=r"no server answers at http://127.0.0.1:.*Start it first"):
         settings(closed_port()).load()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
+    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", made, "-days", "2"]
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*map(str, request), *named], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    with Misbehaving(tls=context) as server:
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(CutlineError, match=r"CERTIFICATE_VERIFY_FAILED.*export SSL_CERT_FILE"):
+            settings(url).load()
+        script = "import sys, test_endpoints as it; print(it.ask(it.settings(sys.argv[1]), ['a']))"
+        trusting = {**os.environ, "SSL_CERT_FILE": str(made)}
+        asked = [sys.executable, "-c", script, url]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, env=trusting)
+    assert "a picture of a" in done.stdout
 
 
 def test_a_server_that_hangs_for_all_leaves_its_work_to_the_other() -> None:

@@ -61,7 +61,12 @@ def fill_source(folder: Path) -> Any:
 
 def server(*servers: Misbehaving | str, **given: Any) -> Server:
     urls = ",".join(one if isinstance(one, str) else one.url for one in servers)
-    return fill(Server, {"endpoints": urls, "model": MODEL, "image_format": "png", "patience": 30, **given})
+    exact = {} if _blind(given) else {"image_format": "png"}
+    return fill(Server, {"endpoints": urls, "model": MODEL, "patience": 30, **exact, **given})
+
+
+def _blind(given: dict[str, Any]) -> bool:
+    return str(given.get("picture")).lower() == "false" or given.get("api") == "completions"
 
 
 def run(dataset: Dataset, settings: Server, **narrow: Any) -> Report:
@@ -76,7 +81,8 @@ def rows_of(dataset: Dataset, layer: str = LAYER) -> dict[str, Row]:
 
 def typed(server: Misbehaving | str, **given: Any) -> list[str]:
     url = server if isinstance(server, str) else server.url
-    options = {"endpoints": url, "model": MODEL, "image_format": "png", **given}
+    exact = {} if _blind(given) else {"image_format": "png"}
+    options = {"endpoints": url, "model": MODEL, **exact, **given}
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
@@ -480,6 +486,8 @@ def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_
         ({"picture": "false"}, "from-tags"),
         ({"picture": "true", "api": "completions"}, "no place for a picture"),
         ({"picture": "false", "prompt": "from-tags", "detail": "low"}, "no effect without a picture"),
+        ({"picture": "false", "prompt": "from-tags", "max_pixels": "5"}, "max_pixels=5 has no effect without"),
+        ({"api": "completions", "prompt": "from-tags", "image_format": "png"}, "no effect without a picture"),
         ({"api": "words"}, "api"),
         ({"structured": "true"}, "a schema"),
         ({"structured": "true", "api": "completions", "prompt": "from-tags"}, "api=chat"),

@@ -73,8 +73,8 @@ REFUSALS = 10
 """A request that was refused so many times, by servers that were busy, while others are served, waits no longer."""
 SLOWER = 3.0
 """An endpoint whose answers take so many times as long as its own best is sent fewer at once."""
-MOST_REPLY = 16 << 20
-"""Bytes; a reply that is longer is a `bad_reply`."""
+MOST_REPLY = 4 << 20
+"""Bytes; a reply that is longer is a `bad_reply`. To judge a longer answer takes so long that others wait for it."""
 MOST_DETAIL = 300
 """Characters of an error's detail."""
 LOOK_SECONDS = 10.0
@@ -605,10 +605,11 @@ class RemoteSession:
         for endpoint in absent:
             endpoint.shut(time.monotonic())
         if len(absent) == len(self._endpoints):
-            said = self._words(found[absent[0].url].unreachable)
-            raise CutlineError(f"no server answers at {', '.join(one.url for one in absent)}: {said} Start it first")
+            said, mend = self._words(found[absent[0].url].unreachable), found[absent[0].url].mend
+            raise CutlineError(f"no server answers at {', '.join(one.url for one in absent)}: {said} {mend}")
         for endpoint in absent:
-            _warn(f"no server answers at {endpoint.url}; the others go on without it until it is there")
+            said = self._words(found[endpoint.url].unreachable)
+            _warn(f"no server answers at {endpoint.url}: {said} The others go on without it until it is there")
         model = self.settings.model
         for endpoint in self._endpoints:
             names = found[endpoint.url].names
@@ -717,6 +718,8 @@ class Look:
     """The models that it lists; None where it lists none."""
     unreachable: str = ""
     """Why it cannot be reached; empty where it can."""
+    mend: str = "Start it first"
+    """What to do about that."""
     unauthorized: str = ""
     """What it says of the key; empty where it takes it."""
 
@@ -730,6 +733,8 @@ def look(settings: Remote) -> dict[str, Look]:
         try:
             async with http.get(f"{url}/models", allow_redirects=False) as reply:
                 raw, status = await _body(reply), reply.status
+        except aiohttp.ClientSSLError as error:
+            return Look(unreachable=f"{error}.", mend="A certificate of your own is trusted by: export SSL_CERT_FILE=…")
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Look(unreachable=f"{error}.")
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError):

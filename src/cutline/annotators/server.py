@@ -13,7 +13,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -32,6 +32,8 @@ PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 _OURS = frozenset({"model", "messages", "prompt", "response_format", "stream", "n", "temperature", "top_p"})
 _MAY_GO = frozenset({"max_tokens", "seed"})
+
+_OF_PICTURES = frozenset({"max_pixels", "image_format", "detail", "threads"})
 
 JPEG_QUALITY = 95
 """Of pictures that are sent as JPEG; colours are not thinned out."""
@@ -63,8 +65,10 @@ class Server(Prompted, Remote):
             object.__setattr__(self, "picture", self.api == "chat")
         if self.picture and self.api == "completions":
             raise OptionError("server: api=completions has no place for a picture; leave out picture=true")
-        if self.detail is not None and not self.picture:
-            raise OptionError(f"server: detail={self.detail} has no effect without a picture")
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            if entry.name in _OF_PICTURES and not self.picture and given != entry.default:
+                raise OptionError(f"server: {entry.name}={given} has no effect without a picture")
         if not self.picture and not self._tells():
             raise OptionError(
                 f"server: the model is shown no picture, and prompt {self.prompt} tells it nothing either. Take one "
