@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import base64
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -106,6 +107,7 @@ class Misbehaving:
         key: str = "",
         always: str = "",
         look: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.script = dict(script or {})
         self.says = says
@@ -118,6 +120,7 @@ class Misbehaving:
         """A behaviour that comes before the script's."""
         self.look = look
         """Whether it looks into requests and keeps them; if not, they have no subject, and it takes little time."""
+        self.tls = tls
         self.asked: list[Asked] = []
         self.seen: Counter[str] = Counter()
         self.now = 0
@@ -159,7 +162,7 @@ class Misbehaving:
         app.router.add_get("/counts", self._counts)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024, ssl_context=self.tls)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         self._ready.set()
@@ -260,6 +263,16 @@ class Misbehaving:
                 return web.Response(text="[" * 200_000, content_type="application/json")
             case "error in 200":
                 return web.json_response({"error": {"message": "upstream is down", "code": 502}})
+            case "broken off":  # OpenRouter's form
+                reply = completion(text[:-1], finish="error", chat=chat)
+                reply["choices"][0]["error"] = {"code": 502, "message": "the model is gone"}
+                return web.json_response(reply)
+            case "aborted":
+                return web.json_response(completion(text[:-1], finish="abort", chat=chat))
+            case "odd finish":
+                return web.json_response(completion(text, finish="\ud800", chat=chat))
+            case "key in words":  # so long that they are cut in the middle of the key
+                return web.Response(status=400, text="x" * 50 + " y" * 20 + request.headers["Authorization"])
             case "400":
                 return web.json_response({"error": {"message": f"cannot read {json.dumps(body)}"}}, status=400)
             case "422":

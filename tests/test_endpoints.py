@@ -5,8 +5,12 @@ The server is real (`misbehaving.py`) and misbehaves by what it is asked, so tha
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,13 +20,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from random import Random
 from typing import Any, cast
 
 import pytest
 
 from cutline.annotators import endpoints
-from cutline.annotators.endpoints import REASONS, Remote, RemoteSession, retry_after, scrub
+from cutline.annotators.endpoints import REASONS, Remote, RemoteError, RemoteSession, retry_after, scrub
 from cutline.annotators.session import Halt, Row
 from cutline.options import CutlineError, OptionError, fill, identity
 from misbehaving import MODEL, Misbehaving, counts, process
@@ -84,6 +89,8 @@ FATE = {
     "huge": "bad_reply",
     "deep": "bad_reply",
     "error in 200": "server_error",
+    "broken off": "server_error",
+    "aborted": "server_error",
     "hang": "timeout",
     "half": "timeout",
     "reset": "connection",
@@ -290,9 +297,100 @@ def test_a_request_that_fails_at_one_server_goes_to_the_other() -> None:
     assert not any("error" in row for row in answers.values())
 
 
+@pytest.mark.parametrize("behaviour", ["404", "400", "403", "413"])
+def test_a_server_that_begins_to_refuse_all_leaves_its_work_to_the_other(behaviour: str) -> None:
+    script = {key: ["good"] for key in numbers(4)} | {key: [behaviour] for key in numbers(120)[4:]}
+    with Misbehaving(script) as other_model, Misbehaving(seconds=0.01) as good:
+        answers = ask(settings(other_model, good, in_flight=2), numbers(120))
+        assert any(asked.behaviour == behaviour for asked in other_model.asked)
+    assert not any("error" in row for row in answers.values())
+
+
+def test_a_request_that_two_servers_refuse_is_refused() -> None:
+    script = {"row 3": ["400"]}
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Misbehaving(script)) for _ in range(3)]
+        answers = ask(settings(*servers), numbers(10))
+        assert sum(len(server.times("row 3")) for server in servers) == 2
+    assert {key: row["error"] for key, row in answers.items() if "error" in row} == {"row 3": "refused_request"}
+
+
+def test_a_server_that_has_another_model_now_is_waited_for() -> None:
+    with Misbehaving(seconds=0.01) as server:
+
+        def rows() -> Iterator[Row]:
+            yield from ({"key": key} for key in numbers(5))
+            while sum(server.answered.values()) < 5:
+                time.sleep(0.01)
+            server.always = "404"
+            threading.Timer(1.0, lambda: setattr(server, "always", "")).start()
+            yield from ({"key": key} for key in numbers(60)[5:])
+
+        answers = list(settings(server, in_flight=2, tries=9).load()(rows()))
+    assert len(answers) == 60
+    assert not any("error" in row for row in answers)
+
+
+def test_a_probe_that_an_older_answer_overtakes_is_not_waited_for_ever() -> None:
+    async def overtaken() -> endpoints._Endpoint:
+        endpoint = endpoints._Endpoint("http://x", 4)
+        pool = endpoints._Pool([endpoint], 300.0)
+        endpoint.shut(time.monotonic() - 60)
+        await pool.take(0, set())
+        endpoint.good(time.monotonic(), time.monotonic())
+        pool.release(endpoint, probe=endpoint.open)
+        endpoint.shut(time.monotonic() - 60)
+        return endpoint
+
+    assert asyncio.run(overtaken()).free(time.monotonic()), "it is looked after again"
+
+
+def test_time_in_which_nothing_was_asked_is_no_time_of_trouble() -> None:
+    gone = RemoteError("connection", "gone", sent=False)
+
+    async def asked() -> None:
+        endpoint = endpoints._Endpoint("http://x", 4)
+        pool = endpoints._Pool([endpoint], 300.0)
+        long_ago = time.monotonic() - 1000
+        endpoint.shut(long_ago)
+        pool.worse(gone, long_ago)
+        first, second, third = [asyncio.create_task(pool.take(pool.begin(), set())) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert first.done(), "one looks whether it is back"
+        assert not second.done(), "and the others wait for that"
+        pool.worse(gone, time.monotonic() - 301)
+        pool.dispatch()
+        found = await asyncio.gather(second, third, return_exceptions=True)
+        assert [type(error) for error in found] == [RemoteError, RemoteError]
+        pool.release(endpoint, probe=False)
+        pool.begin()
+        assert pool.trouble_since is not None, "once patience has ended, it does not begin anew for each row"
+
+    asyncio.run(asked())
+
+
 def test_nobody_there_is_said_before_any_row() -> None:
     with pytest.raises(CutlineError, match=r"no server answers at http://127.0.0.1:.*Start it first"):
         settings(closed_port()).load()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
+    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", made, "-days", "2"]
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*map(str, request), *named], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    with Misbehaving(tls=context) as server:
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(CutlineError, match=r"CERTIFICATE_VERIFY_FAILED.*export SSL_CERT_FILE"):
+            settings(url).load()
+        script = "import sys, test_endpoints as it; print(it.ask(it.settings(sys.argv[1]), ['a']))"
+        trusting = {**os.environ, "SSL_CERT_FILE": str(made)}
+        asked = [sys.executable, "-c", script, url]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, env=trusting)
+    assert "a picture of a" in done.stdout
 
 
 def test_a_server_that_hangs_for_all_leaves_its_work_to_the_other() -> None:
@@ -339,6 +437,14 @@ def test_a_wrong_key_is_refused_before_any_row(monkeypatch: pytest.MonkeyPatch, 
         settings(server).load()
     assert not key or key not in str(caught.value)
     assert server.asked == []
+
+
+def test_no_part_of_the_key_is_left_where_words_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", SECRET)
+    with Misbehaving(always="key in words", key=SECRET) as server:
+        detail = ask(settings(server, key_env="MY_KEY"), ["a"])["a"]["detail"]
+    assert "Bearer ***" in detail
+    assert SECRET[:6] not in detail
 
 
 def test_a_key_that_is_refused_on_the_way_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +497,9 @@ def test_a_named_key_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"endpoints": "ftp://localhost/v1"}, "is not"),
         ({"endpoints": "http://[::1/v1"}, "one of those given is none"),
         ({"endpoints": "http://localhost:99999/v1"}, "one of those given is none"),
+        ({"endpoints": "http://local..host/v1"}, "one of those given is none"),
+        ({"endpoints": f"http://{'a' * 80}/v1"}, "one of those given is none"),
+        ({"endpoints": "http://local\0host/v1"}, "is not"),
         ({"endpoints": f"http://user:{SECRET}@localhost/v1"}, "without a user or password"),
         ({"endpoints": f"http://{SECRET}@localhost/v1"}, "without a user or password"),
         ({"endpoints": f"http://localhost/v1?key={SECRET}"}, "comes from the environment"),
@@ -530,6 +639,9 @@ def test_scrub() -> None:
     assert scrub("a\n\tb\x00c") == "a b c"
     assert scrub(f"cannot read {PAYLOAD}!") == "cannot read [picture]!"
     assert scrub("x " + "QUJD" * 40 + " y") == "x […] y"
+    slashed = "/".join(["QUJD" * 6] * 20)
+    assert scrub("read data:image/jpeg;base64," + slashed.replace("/", "\\/")) == "read [picture]"
+    assert scrub("read data:image/jpeg;base64 " + slashed.replace("/", "%2F")) == "read data:image/jpeg;base64 […]"
     assert len(scrub("many words " * 100)) == endpoints.MOST_DETAIL
     assert scrub("a path /v1/chat/completions stays") == "a path /v1/chat/completions stays"
 

@@ -61,7 +61,12 @@ def fill_source(folder: Path) -> Any:
 
 def server(*servers: Misbehaving | str, **given: Any) -> Server:
     urls = ",".join(one if isinstance(one, str) else one.url for one in servers)
-    return fill(Server, {"endpoints": urls, "model": MODEL, "image_format": "png", "patience": 30, **given})
+    exact = {} if _blind(given) else {"image_format": "png"}
+    return fill(Server, {"endpoints": urls, "model": MODEL, "patience": 30, **exact, **given})
+
+
+def _blind(given: dict[str, Any]) -> bool:
+    return str(given.get("picture")).lower() == "false" or given.get("api") == "completions"
 
 
 def run(dataset: Dataset, settings: Server, **narrow: Any) -> Report:
@@ -74,8 +79,10 @@ def rows_of(dataset: Dataset, layer: str = LAYER) -> dict[str, Row]:
     return {str(int(re.sub(r"\D", "", row["key"]))): row for row in found}
 
 
-def typed(server: Misbehaving, **given: Any) -> list[str]:
-    options = {"endpoints": server.url, "model": MODEL, "image_format": "png", **given}
+def typed(server: Misbehaving | str, **given: Any) -> list[str]:
+    url = server if isinstance(server, str) else server.url
+    exact = {} if _blind(given) else {"image_format": "png"}
+    options = {"endpoints": url, "model": MODEL, **exact, **given}
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
@@ -114,6 +121,8 @@ FATES = {
     "loop": (None, "rejected", None, 3),
     "odd usage": (None, "good", None, 1),
     "no usage": (None, "good", None, 1),
+    "broken off": ("server_error", None, None, 2),
+    "odd finish": (None, "good", None, 1),
 }
 
 
@@ -203,6 +212,7 @@ def test_a_bad_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> No
     rows = rows_of(dataset)
     assert [rows[n]["verdict"] for n in "01"] == ["good", "good"]
     assert [rows[n]["attempt"] for n in "01"] == [2, 3]
+    assert [(rows[n]["tokens_in"], rows[n]["tokens_out"]) for n in "01"] == [(22, 10), (33, 15)], "all that were paid"
     assert first.body["seed"] != second.body["seed"]
     assert (first.body["temperature"], second.body["temperature"]) == (0, 0.7)
     for found in rows.values():
@@ -336,6 +346,9 @@ def test_nobody_there_is_said_and_no_picture_is_marked(tmp_path: Path) -> None:
 
 def test_one_process_asks(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, 30)
+    told = cutline("annotate", tmp_path, "server", *typed("http://127.0.0.1:9/v1"), "--workers", 3, code=2).stderr
+    assert "leave out --workers=3" in told
+    assert LAYER not in dataset.layers()
     with Misbehaving(seconds=0.05) as good:
         run(dataset, server(good, in_flight=3))
         assert good.peak == 3
@@ -473,6 +486,8 @@ def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_
         ({"picture": "false"}, "from-tags"),
         ({"picture": "true", "api": "completions"}, "no place for a picture"),
         ({"picture": "false", "prompt": "from-tags", "detail": "low"}, "no effect without a picture"),
+        ({"picture": "false", "prompt": "from-tags", "max_pixels": "5"}, "max_pixels=5 has no effect without"),
+        ({"api": "completions", "prompt": "from-tags", "image_format": "png"}, "no effect without a picture"),
         ({"api": "words"}, "api"),
         ({"structured": "true"}, "a schema"),
         ({"structured": "true", "api": "completions", "prompt": "from-tags"}, "api=chat"),
@@ -486,12 +501,17 @@ def test_pictures_that_only_metadata_tells_of_are_asked_about_by_their_tags(tmp_
         ({"image_format": "webp"}, "image_format"),
         ({"detail": "very"}, "detail"),
         ({"extra": "top_k=20"}, "JSON object"),
+        ({"model": "m\udcff"}, "no UTF-8 text"),
+        ({"user": "\udcff {tags}"}, "no UTF-8 text"),
+        ({"tags": "tags/\udcff"}, "no UTF-8 text"),
         ({"extra": "[1]"}, "is a list"),
         ({"extra": '{"messages": []}'}, "messages, which Cutline itself sets"),
         ({"extra": '{"model": null}'}, "model, which Cutline itself sets"),
         ({"extra": '{"max_tokens": 5}'}, "left out, by null"),
         ({"extra": '{"stream": true}'}, "stream"),
         ({"extra": "[" * 5000}, "JSON object"),
+        ({"extra": '{"top_k": NaN}'}, "NaN is no number of JSON"),
+        ({"extra": '{"name": "\\ud83d"}'}, "surrogates not allowed"),
         ({"prompt": "no-such"}, "no-such"),
         ({"endpoints": f"http://me:{SECRET}@localhost/v1"}, "without a user or password"),
         ({"key_env": SECRET}, "name"),
@@ -540,6 +560,7 @@ def test_said() -> None:
     assert said(reply(content=None, reasoning="Hm.")) == ("<think>Hm.</think>", "stop")
     assert said(reply(content="a \ud83d cat")) == ("a ? cat", "stop")
     assert said({"choices": [{"message": {"content": "a"}, "finish_reason": 7}]}) == ("a", None)
+    assert said({"choices": [{"message": {"content": "a"}, "finish_reason": "\ud83d"}]}) == ("a", "?")
 
 
 # -- a server of someone else's --------------------------------------------------------------------------------------

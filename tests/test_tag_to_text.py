@@ -556,6 +556,14 @@ def test_a_server_is_asked_again_with_another_seed() -> None:
         assert only(remote(server), row(1, None))["error"] == "no_tags"
 
 
+def test_a_server_can_be_looked_at_where_an_event_loop_runs_already() -> None:
+    async def cell_of_a_notebook() -> object:
+        return remote(server).load()
+
+    with serving(lambda body: ("", "stop"), tokens={}) as server:
+        assert asyncio.run(cell_of_a_notebook())
+
+
 def test_a_server_without_a_text_is_a_typed_error() -> None:
     with serving(lambda body: (7, "stop"), tokens={}) as server:  # type: ignore[arg-type,return-value]
         assert only(remote(server), row(0, tag_row()))["error"] == "bad_reply"

@@ -77,6 +77,9 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             help_text = fields[key].metadata.get("help", "")
             raise OptionError(f"{name}: option {key}={value!r} does not fit: {problem}. {key}: {help_text}") from None
+        texts = made[key] if isinstance(made[key], (list, tuple)) else [made[key]]
+        if any(isinstance(text, str) and text.encode("utf-8", "ignore").decode() != text for text in texts):
+            raise OptionError(f"{name}: option {key}={value!r} is no UTF-8 text; write it in a terminal set to UTF-8")
     try:
         return plugin(**made)
     except TypeError:

@@ -55,7 +55,7 @@ _KINDS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("request", pa.string()),  # hash of the request that made it
         ("attempt", pa.int32()),  # 1 for the first try
         ("finish_reason", pa.string()),  # stop or length
-        ("tokens_in", pa.int32()),
+        ("tokens_in", pa.int32()),  # a server's of all tries
         ("tokens_out", pa.int32()),
         ("seconds", pa.float64()),
         ("mended", pa.string()),  # by what it was changed since it was made or added: check or reparse

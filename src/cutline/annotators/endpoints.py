@@ -9,7 +9,7 @@ met in one of four ways, and every row is answered exactly once:
 - it fails (500, 502, a web page, no JSON, a hang, a dropped connection): the request is sent again after a random wait
   ("full jitter"), elsewhere if there is an elsewhere, `tries` times in all. Five fresh requests that fail one
   after another open the endpoint's circuit: it gets nothing but, now and then, one request to see whether it is back;
-- it refuses one request (400, 413, 422): the row's error says why;
+- it refuses one request (400, 413, 422): so does another, where there is one, and the row's error says why;
 - it can answer none (401, no such model): it is left out, and where no endpoint is left the run stops and says why.
 
 A row's `error` is one of `REASONS`. Neither the key nor a picture's bytes ever stand in an error or a log.
@@ -28,14 +28,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from cutline.annotators.session import Halt, Row, RowError, failure
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 REASONS = {
     "rate_limited": "the server said that it is busy (429, 503, 529) for as long as `patience` lasts",
-    "server_error": "the server failed (5xx) each time",
+    "server_error": "the server failed (5xx), broke off its answer, or did not know the model any more, each time",
     "bad_reply": "what came back is no answer: a web page, no JSON, no choices, or far too much",
     "timeout": "no answer within the `deadline`, each time",
     "connection": "the connection broke before the answer had come, each time",
@@ -57,6 +57,8 @@ REASONS = {
     "filtered": "the server's content filter stopped the answer",
 }
 """Why a row that was sent to servers has no answer: its `error`."""
+
+Made = TypeVar("Made")
 
 _BUSY = frozenset({429, 503, 529})
 _COUNTED = frozenset({"server_error", "bad_reply", "timeout", "connection"})
@@ -71,8 +73,8 @@ REFUSALS = 10
 """A request that was refused so many times, by servers that were busy, while others are served, waits no longer."""
 SLOWER = 3.0
 """An endpoint whose answers take so many times as long as its own best is sent fewer at once."""
-MOST_REPLY = 16 << 20
-"""Bytes; a reply that is longer is a `bad_reply`."""
+MOST_REPLY = 4 << 20
+"""Bytes; a reply that is longer is a `bad_reply`. To judge a longer answer takes so long that others wait for it."""
 MOST_DETAIL = 300
 """Characters of an error's detail."""
 LOOK_SECONDS = 10.0
@@ -151,13 +153,14 @@ def _address(name: str, url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # whether it can be looked up at all
     except ValueError:
         raise OptionError(f"{asks}; one of those given is none") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise OptionError(f"{asks}, without a user or password in it. A key comes from the environment: -o key_env=…")
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise OptionError(f"{asks}, without ? or #. A key comes from the environment: -o key_env=NAME")
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\0-\x1f\x7f]", url):
         raise OptionError(f"{asks}, which {url!r:.100} is not")
     path = parts.path.rstrip("/")
     for tail in ("/chat/completions", "/completions", "/models"):
@@ -224,8 +227,7 @@ class _Endpoint:
         """A request was answered."""
         self.answered_once = True
         self.failures = self.refusals = self.forbidden = 0
-        if self.open:
-            self.open, self.rest, self.changed_at = False, REST, now
+        self.close(now)
         self.window.append(now - started)
         if len(self.window) >= max(16, int(self.limit)):
             self.pace = sum(self.window) / len(self.window)
@@ -263,6 +265,11 @@ class _Endpoint:
         self.open, self.changed_at, self.rest = True, now, REST
         self.probe_at = now + REST * random.uniform(0.5, 1.0)
 
+    def close(self, now: float) -> None:
+        """Close the circuit, if it is open: somebody is there. A probe that is on its way is one no more."""
+        if self.open:
+            self.open, self.probing, self.rest, self.changed_at = False, False, REST, now
+
     def _cut(self, factor: float, started: float, now: float, least: float = 1.0) -> None:
         """Send fewer at once; a request that was on its way when that was last done says nothing new."""
         if started >= self.cut_at:
@@ -296,7 +303,16 @@ class _Pool:
         self.trouble_since: float | None = None
         """Since when nothing but refusals and failures has come."""
         self.trouble = ("unreachable", "no endpoint could be reached")
+        self.hopeless = False
+        """Patience has ended, and nothing has been answered since."""
         self.timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> int:
+        """The number of a new request. Time in which nobody asked for anything is no time of trouble."""
+        idle = not self.waiting and not any(endpoint.busy for endpoint in self.endpoints)
+        if idle and not self.hopeless:
+            self.trouble_since = None
+        return next(self.numbers)
 
     async def take(self, number: int, avoid: set[str]) -> _Endpoint:
         """Wait for an endpoint, best none of those to `avoid`.
@@ -344,7 +360,7 @@ class _Pool:
 
     def well(self) -> None:
         """An endpoint has answered."""
-        self.trouble_since = None
+        self.trouble_since, self.hopeless = None, False
 
     def worse(self, error: RemoteError, now: float) -> None:
         """An endpoint is busy, or cannot be reached."""
@@ -365,6 +381,7 @@ class _Pool:
         out = all(endpoint.out for endpoint in self.endpoints)
         if not out and not self.given_up(now):
             return
+        self.hopeless = True
         why = " ".join(dict.fromkeys(endpoint.out for endpoint in self.endpoints))
         for waiter in self.waiting:
             waiter.future.set_exception(Halt(why) if out else RemoteError(*self.trouble))
@@ -423,11 +440,12 @@ class RemoteSession:
             Halt: no endpoint will answer any request.
         """
         data = json.dumps(body).encode()
-        number = next(self._pool.numbers)
+        number = self._pool.begin()
         tries = 0
         avoid: set[str] = set()
         waited_since: float | None = None
         refusals = 0
+        refused = False
         while True:
             endpoint = await self._pool.take(number, avoid)
             try:
@@ -446,10 +464,14 @@ class RemoteSession:
                     # Others may be served while this one is refused: it may be too much for a minute's ration.
                     alone = refusals >= REFUSALS and now - waited_since >= self.settings.patience
                     if alone or self._pool.given_up(now):
+                        self._pool.hopeless = self._pool.hopeless or not alone
                         raise RemoteError(*self._pool.trouble) from None
                     wait = 0.0  # the endpoint rests, and not the request
                 else:
-                    raise
+                    others = [one for one in self._endpoints if one.url not in {*avoid, endpoint.url}]
+                    if refused or not any(not (one.out or one.open) for one in others):
+                        raise
+                    refused, wait = True, 0.0  # what one of several refuses another may take; a second one is believed
                 avoid.add(endpoint.url)
                 if len(avoid) == len(self._endpoints):
                     avoid = {endpoint.url} if len(self._endpoints) > 1 else set()
@@ -490,8 +512,7 @@ class RemoteSession:
                     self._pool.worse(error, now)
             else:  # it refuses this one, so it is there
                 endpoint.failures = endpoint.refusals = 0
-                if endpoint.open:
-                    endpoint.open, endpoint.rest, endpoint.changed_at = False, REST, now
+                endpoint.close(now)
                 self._pool.well()
             raise
         else:
@@ -533,6 +554,10 @@ class RemoteSession:
             if isinstance(problem, dict) and isinstance(problem.get("code"), int) and problem["code"] >= 400:
                 raise self._refusal(endpoint, problem["code"], after, raw, said)  # gateways hide errors in a 200
             raise RemoteError("bad_reply", self._words(f"{where} replied without choices: {_message(raw, said)}"))
+        problem, ended = choices[0].get("error"), choices[0].get("finish_reason")
+        if problem or ended in ("error", "abort"):  # OpenRouter's, vLLM's and SGLang's words: the answer has no end
+            words = _message(raw, choices[0]) if problem else f"finish_reason {ended}"
+            raise RemoteError("server_error", self._words(f"{where} broke off in the middle of an answer: {words}"))
         return said
 
     def _refusal(self, endpoint: _Endpoint, status: int, after: str | None, raw: bytes, said: Any) -> RemoteError:
@@ -556,7 +581,7 @@ class RemoteSession:
         if status in (404, 405) or 300 <= status < 400:
             if not endpoint.answered_once:  # it is not about this picture
                 return _Out("refused_request", f"{words} Is the address right (most end in /v1), and the model's name?")
-            return RemoteError("refused_request", words)
+            return RemoteError("server_error", words)  # it did before: another server is there, or another model
         if status < 300:
             return RemoteError("bad_reply", words)
         return RemoteError("too_large" if status == 413 else "refused_request", words)
@@ -580,10 +605,11 @@ class RemoteSession:
         for endpoint in absent:
             endpoint.shut(time.monotonic())
         if len(absent) == len(self._endpoints):
-            said = self._words(found[absent[0].url].unreachable)
-            raise CutlineError(f"no server answers at {', '.join(one.url for one in absent)}: {said} Start it first")
+            said, mend = self._words(found[absent[0].url].unreachable), found[absent[0].url].mend
+            raise CutlineError(f"no server answers at {', '.join(one.url for one in absent)}: {said} {mend}")
         for endpoint in absent:
-            _warn(f"no server answers at {endpoint.url}; the others go on without it until it is there")
+            said = self._words(found[endpoint.url].unreachable)
+            _warn(f"no server answers at {endpoint.url}: {said} The others go on without it until it is there")
         model = self.settings.model
         for endpoint in self._endpoints:
             names = found[endpoint.url].names
@@ -692,6 +718,8 @@ class Look:
     """The models that it lists; None where it lists none."""
     unreachable: str = ""
     """Why it cannot be reached; empty where it can."""
+    mend: str = "Start it first"
+    """What to do about that."""
     unauthorized: str = ""
     """What it says of the key; empty where it takes it."""
 
@@ -705,6 +733,8 @@ def look(settings: Remote) -> dict[str, Look]:
         try:
             async with http.get(f"{url}/models", allow_redirects=False) as reply:
                 raw, status = await _body(reply), reply.status
+        except aiohttp.ClientSSLError as error:
+            return Look(unreachable=f"{error}.", mend="A certificate of your own is trusted by: export SSL_CERT_FILE=…")
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Look(unreachable=f"{error}.")
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
@@ -724,9 +754,13 @@ def look(settings: Remote) -> dict[str, Look]:
             found = await asyncio.gather(*(ask(http, url) for url in settings.endpoints))
         return dict(zip(settings.endpoints, found, strict=True))
 
-    # On a thread of its own, as this one may have an event loop already: notebooks do.
+    return run_apart(all_of_them)
+
+
+def run_apart(work: Callable[[], Coroutine[Any, Any, Made]]) -> Made:
+    """Run this on a thread of its own, as this one may have an event loop already: notebooks do."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(all_of_them())).result()
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 # -- replies ---------------------------------------------------------------------------------------------------------
@@ -750,8 +784,9 @@ def retry_after(value: str | None) -> float | None:
 
 def scrub(text: str) -> str:
     """Words of a server, on one line, at most `MOST_DETAIL` characters, without data URLs and long runs of base64."""
-    text = re.sub(r"data:[^\s,;\"']*;base64,[A-Za-z0-9+/=_\-]*", "[picture]", text[: 1 << 16])
-    text = re.sub(r"[A-Za-z0-9+/=_\-]{64,}", "[…]", text)
+    # Some write / as \\/ or as %2F.
+    text = re.sub(r"data:[^\s,;\"']*;base64,[A-Za-z0-9+/=_\-\\%]*", "[picture]", text[: 1 << 16])
+    text = re.sub(r"[A-Za-z0-9+/=_\-\\%]{64,}", "[…]", text)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= MOST_DETAIL else text[: MOST_DETAIL - 1] + "…"
 
@@ -791,13 +826,13 @@ def _described(raw: bytes, said: Any) -> str:
     """What came instead of a JSON object."""
     if said is not None:
         return f"JSON that is no object ({type(said).__name__})"
-    text = raw[:4096].decode("utf-8", "replace")
+    text = raw[: 1 << 16].decode("utf-8", "replace")
     if not text.strip():
         return "nothing"
     if re.match(r"\s*<", text):
-        title = re.search(r"<title>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+        title = re.search(r"<title>(.*?)</title>", text[:4096], re.DOTALL | re.IGNORECASE)
         return f"a web page{f' ({title[1].strip()})' if title else ''}"
-    return f"no JSON: {text[:100]!r}"
+    return f"no JSON: {text}"  # whole: the key and payloads are looked for before it is cut
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -32,6 +32,8 @@ PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 _OURS = frozenset({"model", "messages", "prompt", "response_format", "stream", "n", "temperature", "top_p"})
 _MAY_GO = frozenset({"max_tokens", "seed"})
+
+_OF_PICTURES = frozenset({"max_pixels", "image_format", "detail", "threads"})
 
 JPEG_QUALITY = 95
 """Of pictures that are sent as JPEG; colours are not thinned out."""
@@ -63,8 +65,10 @@ class Server(Prompted, Remote):
             object.__setattr__(self, "picture", self.api == "chat")
         if self.picture and self.api == "completions":
             raise OptionError("server: api=completions has no place for a picture; leave out picture=true")
-        if self.detail is not None and not self.picture:
-            raise OptionError(f"server: detail={self.detail} has no effect without a picture")
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            if entry.name in _OF_PICTURES and not self.picture and given != entry.default:
+                raise OptionError(f"server: {entry.name}={given} has no effect without a picture")
         if not self.picture and not self._tells():
             raise OptionError(
                 f"server: the model is shown no picture, and prompt {self.prompt} tells it nothing either. Take one "
@@ -155,6 +159,7 @@ class ServerSession(RemoteSession):
         settings, loop = self.server, asyncio.get_running_loop()
         attempt, tries, seconds = row.get("attempt") or 1, 1, 0.0
         asked = settings.ask(row, attempt)
+        used: list[Any] = []
         url = ""
         if settings.picture:
             url = await loop.run_in_executor(
@@ -164,6 +169,7 @@ class ServerSession(RemoteSession):
             began = time.perf_counter()
             reply = await self.post(PATHS[settings.api], settings.body(asked, attempt, url))
             seconds += time.perf_counter() - began
+            used.append(reply.get("usage"))
             raw, finish_reason = said(reply)
             answer = settings.answer(row, asked, raw, finish_reason=finish_reason, tries=tries)
             if not answer.again:
@@ -174,8 +180,8 @@ class ServerSession(RemoteSession):
             **answer.columns,
             "attempt": attempt,
             "request": digest(settings.shown(row, asked, attempt)),
-            "tokens_in": _usage(reply, "prompt_tokens"),
-            "tokens_out": _usage(reply, "completion_tokens"),
+            "tokens_in": _total(used, "prompt_tokens"),
+            "tokens_out": _total(used, "completion_tokens"),
             "seconds": seconds,
         }
 
@@ -188,7 +194,7 @@ def said(reply: dict[str, Any]) -> tuple[str, str | None]:
     """
     choice = reply["choices"][0]
     finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
+    finish = _utf8(finish)[:100] if isinstance(finish, str) else None
     if finish == "content_filter":
         raise RemoteError("filtered", "the server's content filter stopped the answer")
     message = choice.get("message")
@@ -207,8 +213,12 @@ def said(reply: dict[str, Any]) -> tuple[str, str | None]:
             content = refusal
         elif isinstance(thoughts, str) and thoughts.strip():
             content = f"<think>{thoughts}</think>"
-    # Halves of surrogate pairs, which JSON can have and UTF-8 cannot.
-    return (content or "").encode("utf-8", "replace").decode(), finish
+    return _utf8(content or ""), finish
+
+
+def _utf8(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can have and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def data_url(picture: Picture, max_pixels: int, image_format: Literal["jpeg", "png"], name: str) -> str:
@@ -252,7 +262,8 @@ def _extra(text: str) -> str:
         return ""
     asks = "server: extra is a JSON object of further fields, such as -o extra='{\"top_k\": 20}'"
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_no_number)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can have, is no text
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{asks}: {error}") from None
     if not isinstance(fields, dict):
@@ -264,7 +275,13 @@ def _extra(text: str) -> str:
     return canonical(fields)
 
 
-def _usage(reply: dict[str, Any], name: str) -> int | None:
-    usage = reply.get("usage")
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 1 << 31 else None
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _total(used: list[Any], name: str) -> int | None:
+    """The tokens of all tries, as the server counts them; None where it does not say for one of them."""
+    counts: list[Any] = [usage.get(name) if isinstance(usage, dict) else None for usage in used]
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+        return None
+    return total if (total := sum(counts)) < 1 << 31 else None

@@ -466,7 +466,7 @@ def _check_servers(settings: TagToText) -> None:
         # vLLM's names and llama.cpp's, in one: each passes over what it does not know.
         body = {"model": settings.model, "prompt": text, "add_special_tokens": special}
         body |= {"content": text, "add_special": special, "parse_special": True}
-        with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+        with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError, RecursionError):
             async with http.post(f"{url.removesuffix('/v1')}/tokenize", json=body, allow_redirects=False) as reply:
                 said = await reply.json(content_type=None) if reply.status == 200 else None
                 found = said.get("tokens") if isinstance(said, dict) else None
@@ -496,7 +496,7 @@ def _check_servers(settings: TagToText) -> None:
         async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=False) as http:
             await asyncio.gather(*(check(http, url) for url in settings.endpoints))
 
-    asyncio.run(check_all())
+    endpoints.run_apart(check_all)
 
 
 def _check_markers(settings: TagToText, tokenizer: Any) -> None:

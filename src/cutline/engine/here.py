@@ -30,7 +30,7 @@ from cutline.annotators.session import Annotator, Row
 from cutline.engine.selection import Selection
 from cutline.engine.worker import work
 from cutline.layer import LayerWriter
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 
 KILLS = 2
 """A picture that has killed its worker this often, alone in hand, is not tried again in this run."""
@@ -95,9 +95,15 @@ def annotate(selection: Selection, *, workers: int | None = None, events: Events
 
     Raises:
         IdentityError: the layer was made with other settings.
+        OptionError: more workers than one for an annotator that has one: each would send as much at once.
         EngineError: the session cannot be loaded, or workers cannot be started.
         StorageError: a write was refused.
     """
+    if (workers or 1) > 1 and selection.annotator.workers == "one":
+        raise OptionError(
+            f"{selection.name} does all from one process: leave out --workers={workers}. How many requests it sends "
+            "at once is -o in_flight"
+        )
     report = Report(todo=selection.count())  # what refuses does so before it makes a layer
     with selection.writer() as writer, selection.checks() as checks:  # checks are on disk before what they are about
         tell = events or (lambda event: None)
