@@ -323,6 +323,20 @@ def test_ctrl_c_finishes_what_is_in_hand(tmp_path: Path) -> None:
         assert len(rows) == len(good.asked) < 60, "each that was asked is kept"
 
 
+def test_ctrl_c_begins_no_more_requests(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path / "photos", 60)
+    with Misbehaving({str(number): ["empty"] for number in range(60)}, seconds=3) as slow:
+        words = ["annotate", str(dataset.root), "server", *typed(slow, in_flight=4)]
+        started = subprocess.Popen([*SOON, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(slow.asked) < 4 and started.poll() is None:
+            time.sleep(0.02)
+        started.send_signal(signal.SIGINT)
+        _, told = started.communicate(timeout=60)
+        assert started.returncode == 130, told
+        assert "Ctrl-C again stops at once" in told
+        assert len(slow.asked) == 4, "neither those that waited nor other tries of those in hand"
+
+
 def test_a_key_that_stops_being_taken_ends_the_run_and_marks_no_picture(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, 40)
     script = {str(number): ["401"] for number in range(20, 40)}

@@ -292,6 +292,10 @@ class _Waiter:
     future: asyncio.Future[_Endpoint] = field(compare=False)
 
 
+class _Stopped(Exception):
+    """The run is being stopped, and this request was not begun."""
+
+
 class _Pool:
     """Who is sent what: requests wait in the order in which they came, and each goes where it is answered soonest."""
 
@@ -306,6 +310,8 @@ class _Pool:
         self.hopeless = False
         """Patience has ended, and nothing has been answered since."""
         self.timer: asyncio.TimerHandle | None = None
+        self.stopped = False
+        """No request is to be begun any more."""
 
     def begin(self) -> int:
         """The number of a new request. Time in which nobody asked for anything is no time of trouble."""
@@ -317,8 +323,10 @@ class _Pool:
     async def take(self, number: int, avoid: set[str]) -> _Endpoint:
         """Wait for an endpoint, best none of those to `avoid`.
 
-        Raises RemoteError where none has answered for `patience` seconds, Halt where none ever will.
+        Raises RemoteError where none has answered for `patience` seconds, Halt where none ever will, and _Stopped.
         """
+        if self.stopped:
+            raise _Stopped
         waiter = _Waiter(number, avoid, asyncio.get_running_loop().create_future())
         bisect.insort(self.waiting, waiter)
         self.dispatch()
@@ -330,6 +338,14 @@ class _Pool:
                 given = waiter.future.result()
                 self.release(given, probe=given.probing)
             raise
+
+    def stop(self) -> None:
+        """Begin no more requests."""
+        self.stopped = True
+        for waiter in self.waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(_Stopped())
+        self.waiting.clear()
 
     def release(self, endpoint: _Endpoint, *, probe: bool) -> None:
         """A request to this endpoint is over."""
@@ -419,6 +435,7 @@ class RemoteSession:
         self._key = settings.key()
         self._endpoints = [_Endpoint(url, settings.in_flight) for url in settings.endpoints]
         self._look()
+        self._run: _Stream | None = None
         self._pool: _Pool
         self._http: aiohttp.ClientSession
 
@@ -477,9 +494,14 @@ class RemoteSession:
                     avoid = {endpoint.url} if len(self._endpoints) > 1 else set()
             await asyncio.sleep(wait)
 
+    def stop(self) -> None:
+        """Begin no more requests: what is in hand is waited for, and other rows get no answer. From any thread."""
+        if self._run is not None:
+            self._run.call(lambda: self._pool.stop())
+
     def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Answer a stream of rows, many at a time, in the order in which the answers come."""
-        run = _Stream(self, rows)
+        run = self._run = _Stream(self, rows)
         thread = threading.Thread(target=run.run, name="requests", daemon=True)
         thread.start()
         try:
@@ -649,9 +671,14 @@ class _Stream:
         """Break off, where anything is still going on."""
         self.stopped.set()
         self.room.release()
-        with suppress(RuntimeError):  # the loop is closed already
-            if self.loop is not None and self.task is not None:
-                self.loop.call_soon_threadsafe(self.task.cancel)
+        if self.task is not None:
+            self.call(self.task.cancel)
+
+    def call(self, what: Callable[[], object]) -> None:
+        """Have the event loop do something, while there is one."""
+        with suppress(RuntimeError):  # it is closed already
+            if self.loop is not None:
+                self.loop.call_soon_threadsafe(what)
 
     async def _serve(self) -> None:
         aiohttp = _aiohttp()
@@ -701,6 +728,9 @@ class _Stream:
             answer = {"key": row["key"], **await self.session.one(row)}
         except Halt:
             raise
+        except _Stopped:  # its row is missing, and so the next run does it
+            self.room.release()
+            return
         except Exception as error:
             answer = failure(row["key"], error)
             answer["detail"] = self.session._words(str(answer["detail"]))

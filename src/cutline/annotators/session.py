@@ -38,7 +38,11 @@ class RowError(CutlineError):
 
 
 class Session(Protocol):
-    """Weights or connections, living in one worker."""
+    """Weights or connections, living in one worker.
+
+    Where it has a method `stop()`, that is called, from another thread, when the run is being stopped: rows that were
+    given and not begun may then be left without an answer.
+    """
 
     def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Answer each row once, in any order.

@@ -38,12 +38,15 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
 
     inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     stop = threading.Event()
-    threading.Thread(target=_receive, args=(pipe, inbox, stop), daemon=True).start()
+    told: list[Callable[[], None]] = []
+    threading.Thread(target=_receive, args=(pipe, inbox, stop, told), daemon=True).start()
     try:
         session = annotator.load()
     except Exception as error:
         send("broken", str(error) or type(error).__name__)
         return
+    if hasattr(session, "stop"):
+        told.append(session.stop)
     send("ready", int(getattr(session, "batch_size", 1)))
     call = 0
     while not stop.is_set():
@@ -62,12 +65,19 @@ def work(pipe: Connection, annotator: Annotator, root: Path) -> None:
         send("idle", call)
 
 
-def _receive(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]], stop: threading.Event) -> None:
+def _receive(
+    pipe: Connection,
+    inbox: queue.SimpleQueue[tuple[Any, ...]],
+    stop: threading.Event,
+    told: list[Callable[[], None]],
+) -> None:
     try:
         while True:
             message = pipe.recv()
             if message[0] == "stop":
                 stop.set()
+                for tell in told:
+                    tell()
             inbox.put(message)
     except (EOFError, OSError):
         os._exit(1)
