@@ -138,6 +138,18 @@ def test_a_draw_hangs_on_seed_and_key_and_a_retry_draws_anew(blip_folder: Path, 
     assert say(settings, [{**again, "attempt": 2}])["a"]["raw"] != first["a"]["raw"]
 
 
+def test_a_search_that_comes_again_says_something_else(blip_folder: Path, scene_rows: list[Row]) -> None:
+    settings = Blip(model=str(blip_folder), max_tokens=12)
+    mixed = [{**row, "attempt": 1 + number % 2} for number, row in enumerate(scene_rows)]
+    first, second = say(settings, scene_rows), say(settings, mixed)
+    assert {key: row["request"] for key, row in second.items()} == {
+        row["key"]: digest(settings.request(row)) for row in mixed
+    }
+    changed = {row["key"] for row in mixed if first[row["key"]]["raw"] != second[row["key"]]["raw"]}
+    assert changed
+    assert changed <= {row["key"] for row in mixed if row["attempt"] == 2}
+
+
 def test_draws_are_distributed_as_the_model_says() -> None:
     chances = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     draw = Draw([f"0/{number}" for number in range(4000)])

@@ -72,20 +72,21 @@ class Blip(Local, Search):
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""
+        attempt = row.get("attempt") or 1
         asked: dict[str, Any] = {
             **self.weights(),
             "prompt": self.prompt,
             "picture": row["uri"],
-            "generation": self.generation(),
+            "generation": self.generation(attempt),
         }
-        if sampling := self.sampling():
+        if sampling := self.sampling(attempt):
             asked["sampling"] = {**sampling, "seed": self.draw_seed(row)}
         return asked
 
     def draw_seed(self, row: Row) -> str:
         """What seeds the random draws of this row."""
         attempt = row.get("attempt") or 1
-        return f"{self.seed}/{row['key']}" if attempt == 1 else f"{self.seed}.{attempt}/{row['key']}"
+        return f"{self.seed or 0}/{row['key']}" if attempt == 1 else f"{self.seed or 0}.{attempt}/{row['key']}"
 
     def load(self) -> BlipSession:
         """Load the weights. Raises CutlineError where they, or the libraries for them, are not there."""
@@ -127,9 +128,20 @@ class BlipSession(Batched):
         return pixels[0]  # type: ignore[no-any-return]
 
     def batch(self, rows: list[Row], prepared: list[torch.Tensor]) -> list[Row]:
-        """Caption a batch."""
+        """Caption a batch. A row that comes again is drawn where others are searched, which takes two goes."""
+        answers: list[Row] = [{} for _ in rows]
+        again = [(row.get("attempt") or 1) > 1 for row in rows]
+        for attempt in sorted({1 + come for come in again}):
+            places = [place for place, come in enumerate(again) if 1 + come == attempt]
+            found = self._caption([rows[place] for place in places], [prepared[place] for place in places], attempt)
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    def _caption(self, rows: list[Row], prepared: list[torch.Tensor], attempt: int) -> list[Row]:
         import torch
 
+        settings = self.settings
         started = time.perf_counter()
         pixels = torch.stack(prepared).to(self.device)  # (B, 3, S, S)
         # BLIP's generate() drops the last token of what it is given, so an end is put there for it to drop.
@@ -139,8 +151,8 @@ class BlipSession(Batched):
                 pixel_values=pixels,
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                logits_processor=drawing(self.settings.sampling(), [self.settings.draw_seed(row) for row in rows]),
-                **self.settings.generation(),
+                logits_processor=drawing(settings.sampling(attempt), [settings.draw_seed(row) for row in rows]),
+                **settings.generation(attempt),
             ).tolist()  # (B, L), padded after the end
         seconds = (time.perf_counter() - started) / len(rows)
         return [self._answer_of(row, tokens, seconds) for row, tokens in zip(rows, found, strict=True)]

@@ -279,6 +279,7 @@ class LocalSession(Batched):
         """Ask about a batch, and again where the prompt's policies say so."""
         answers: list[Row] = [{} for _ in rows]
         seconds = [0.0] * len(rows)
+        tokens = [(0, 0)] * len(rows)  # of all tries, as the seconds are
         attempts = [row.get("attempt") or 1 for row in rows]
         todo, tries = list(range(len(rows))), 1
         while todo:
@@ -294,6 +295,7 @@ class LocalSession(Batched):
                 for place, question, said in zip(places, asked, found, strict=True):
                     row = {**rows[place], "attempt": attempts[place]}
                     seconds[place] += share
+                    tokens[place] = (tokens[place][0] + said.tokens_in, tokens[place][1] + said.tokens_out)
                     answer = self.settings.answer(
                         row, question, said.text, finish_reason=said.finish_reason, tries=tries
                     )
@@ -305,8 +307,8 @@ class LocalSession(Batched):
                         **answer.columns,
                         "attempt": row["attempt"],
                         "request": digest(self.settings.request(row)),
-                        "tokens_in": said.tokens_in,
-                        "tokens_out": said.tokens_out,
+                        "tokens_in": tokens[place][0],
+                        "tokens_out": tokens[place][1],
                         "seconds": seconds[place],
                     }
             todo, tries = again, tries + 1
