@@ -24,17 +24,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cutline.annotators.prompted import AGAIN_TEMPERATURE, Asked
 from cutline.annotators.session import Batched, Row, RowError
 from cutline.options import CutlineError, OptionError, digest, option
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-    from cutline.annotators.prompted import Asked
-
-AGAIN = 0.7
-"""The temperature at which a row is asked once more where its settings search: another seed is to give other words."""
 
 FEW = 4
 """Rows at once for batch_size=auto where memory is not measured (a processor's cores are busy with one row or two)."""
@@ -165,7 +161,7 @@ class Search:
         if self.sample:
             found = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
             return {name: value for name, value in found.items() if value is not None}
-        return {"temperature": AGAIN} if attempt > 1 else None
+        return {"temperature": AGAIN_TEMPERATURE} if attempt > 1 else None
 
     def generation(self, attempt: int = 1) -> dict[str, Any]:
         """The settings of the search in this attempt, by transformers' names."""
