@@ -100,10 +100,8 @@ def reader(desk: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=page.name, marks=[] if page.name == "README.md" else [pytest.mark.slow]) for page in PAGES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_what_a_page_says_is_so(page: Path, desk: Path, reader: dict[str, str]) -> None:
     printed = ""
     for block in blocks(page):

@@ -32,6 +32,7 @@ from cutline.annotators.session import Halt, Row
 from cutline.options import CutlineError, OptionError, fill, identity
 from misbehaving import MODEL, Misbehaving, counts, process
 
+CERTIFICATE = Path(__file__).parent / "localhost.pem"
 SECRET = "sk-very-secret-0123456789"
 PAYLOAD = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
@@ -375,19 +376,15 @@ def test_nobody_there_is_said_before_any_row() -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-def test_a_certificate_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
-    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", made, "-days", "2"]
-    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*map(str, request), *named], check=True, capture_output=True)
+def test_a_certificate_that_nobody_knows_is_told_of() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made, key)
+    context.load_cert_chain(CERTIFICATE)
     with Misbehaving(tls=context) as server:
         url = server.url.replace("http:", "https:")
         with pytest.raises(CutlineError, match=r"CERTIFICATE_VERIFY_FAILED.*export SSL_CERT_FILE"):
             settings(url).load()
         script = "import sys, test_endpoints as it; print(it.ask(it.settings(sys.argv[1]), ['a']))"
-        trusting = {**os.environ, "SSL_CERT_FILE": str(made)}
+        trusting = {**os.environ, "SSL_CERT_FILE": str(CERTIFICATE), "PYTHONPATH": os.pathsep.join(sys.path)}
         asked = [sys.executable, "-c", script, url]
         done = subprocess.run(asked, capture_output=True, text=True, check=True, env=trusting)
     assert "a picture of a" in done.stdout

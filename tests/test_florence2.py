@@ -187,6 +187,7 @@ def test_a_prompt_that_tags_spoil_is_its_own_row(florence_folder: Path, rows: li
     assert [answers[key].get("error") for key in sorted(answers)] == [None, None, "no_prompt", "special_token"]
 
 
+@pytest.mark.slow
 def test_the_command_line_captions_pictures(tmp_path: Path, florence_folder: Path, rows: list[Row]) -> None:
     for row in rows:
         (tmp_path / row["key"]).write_bytes(row["picture"].read())

@@ -70,7 +70,9 @@ def settings(model: Path, prompt: str, **given: Any) -> ImageText:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("search", [{"beams": 1}, {"beams": 3}, {"sample": True}], ids=str)
+@pytest.mark.parametrize(
+    "search", [{"beams": 1}, {"beams": 3}, pytest.param({"sample": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_batch_and_order_change_nothing(
     family: str, search: dict[str, Any], model_of: Made, rows: list[Row], once: str
 ) -> None:
@@ -383,6 +385,7 @@ def test_bad_values_are_refused_before_any_model_is_loaded(options: dict[str, st
         fill(ImageText, {"model": "no/such-model", **options})
 
 
+@pytest.mark.slow
 def test_settings_are_light_and_a_session_is_quiet(model_of: Made, rows: list[Row], once: str) -> None:
     code = f"""
 import sys

@@ -370,8 +370,9 @@ def test_line_breaks_become_spaces_and_nothing_else(tmp_path: Path) -> None:
 def test_a_run_that_never_began_makes_no_layer(tmp_path: Path) -> None:
     make_pictures(tmp_path, 2)
     cutline("add", tmp_path)
-    failed = cutline("annotate", tmp_path, "blip", "-o", f"model={tmp_path / 'no such model'}", code=1)
-    assert "no such model" in failed.stderr
+    (tmp_path / "no model").mkdir()
+    failed = cutline("annotate", tmp_path, "blip", "-o", f"model={tmp_path / 'no model'}", code=1)
+    assert "no model" in failed.stderr
     assert Dataset(tmp_path).layers() == ["pictures"]
     assert Dataset(tmp_path).layer("captions/blip").info() is None
 

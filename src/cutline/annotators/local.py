@@ -90,7 +90,7 @@ class Local:
             object.__setattr__(self, "revision", self.revision or revision)
         there = Path(str(self.model)).expanduser()
         if not there.exists() and (str(self.model).startswith((".", "/", "~")) or str(self.model).count("/") > 1):
-            raise OptionError(f"{self.called}: model={self.model}: there is no such folder")
+            raise OptionError(f"{self.called}: model={self.model}: there is no such folder. Give one: -o model=FOLDER")
         if self.revision and there.exists():
             raise OptionError(f"{self.called}: revision={self.revision} has no effect on the local folder {self.model}")
 

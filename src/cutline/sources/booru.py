@@ -349,9 +349,10 @@ class _Reader:
         """Captions by the rule of `sidecar.clean`, many at once."""
         there = pc.is_valid(raw)
         names, raw = names.filter(there), raw.filter(there)
-        lines = pc.replace_substring(pc.replace_substring(raw, "\r\n", "\n"), "\r", "\n")
+        bare = pc.replace_substring_regex(raw, r"(?:\r?\n|\r)\z", "")
+        lines = pc.replace_substring(pc.replace_substring(bare, "\r\n", "\n"), "\r", "\n")
         text = pc.utf8_trim(lines, characters=_SPACE)
-        crlf, space = pc.match_substring(raw, "\r"), pc.not_equal(text, lines)
+        crlf, space = pc.match_substring(bare, "\r"), pc.not_equal(text, lines)
         reason = pc.if_else(
             crlf, pc.if_else(space, "crlf, outer_space", "crlf"), pc.if_else(space, "outer_space", None)
         )
