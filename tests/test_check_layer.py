@@ -293,6 +293,7 @@ def test_what_was_lost_is_not_why(tmp_path: Path) -> None:
     assert said["reason"] == 'code_fence, cut, watermark; lost: "hair, cut, short"'
 
 
+@pytest.mark.slow
 def test_what_to_type_for_rejected_ones_does_as_it_says(tmp_path: Path) -> None:
     make_pictures(tmp_path, 2)
     (tmp_path / "a.json").write_text(json.dumps({"p0001.png": {"caption": "I'm sorry, but I can't do that."}}))

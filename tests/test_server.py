@@ -280,6 +280,7 @@ def test_two_servers_one_is_killed_and_one_slows_down(tmp_path: Path) -> None:
     assert max(slow.answered.values()) == 1
 
 
+@pytest.mark.slow
 def test_all_servers_die_and_the_run_ends(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "photos", 120)
     with process(seconds=0.05) as (url, killed):
@@ -323,6 +324,7 @@ def test_ctrl_c_finishes_what_is_in_hand(tmp_path: Path) -> None:
         assert len(rows) == len(good.asked) < 60, "each that was asked is kept"
 
 
+@pytest.mark.slow
 def test_ctrl_c_begins_no_more_requests(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "photos", 60)
     with Misbehaving({str(number): ["empty"] for number in range(60)}, seconds=3) as slow:

@@ -100,7 +100,7 @@ def run(
         )
         raise typer.Exit(INTERRUPTED)
     if report.rejected:
-        which = _query(dataset, "key, reason, raw", selection.layer, "verdict = 'rejected'")
+        which = _query(dataset, "key, reason, raw", selection.layer, "verdict = $$rejected$$")
         say(
             f"{report.rejected:,} rejected ({counted(report.reasons)}): their words are kept apart, as raw. "
             f"Which: {which}\n"
