@@ -24,7 +24,7 @@ from cutline.annotators.local import (
     load_weights,
     not_installed,
 )
-from cutline.annotators.session import Batched, Row
+from cutline.annotators.session import Batched, Row, seed_text
 from cutline.checks.findings import checked
 from cutline.checks.judging import Policies, judge
 from cutline.options import CutlineError, OptionError, digest, option
@@ -73,20 +73,16 @@ class Blip(Local, Search):
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
-        asked: dict[str, Any] = {
+        return {
             **self.weights(),
             "prompt": self.prompt,
             "picture": row["uri"],
-            "generation": self.generation(attempt),
+            **self.search(attempt, self.draw_seed(row)),
         }
-        if sampling := self.sampling(attempt):
-            asked["sampling"] = {**sampling, "seed": self.draw_seed(row)}
-        return asked
 
     def draw_seed(self, row: Row) -> str:
         """What seeds the random draws of this row."""
-        attempt = row.get("attempt") or 1
-        return f"{self.seed or 0}/{row['key']}" if attempt == 1 else f"{self.seed or 0}.{attempt}/{row['key']}"
+        return seed_text(self.seed or 0, row["key"], row.get("attempt") or 1)
 
     def load(self) -> BlipSession:
         """Load the weights. Raises CutlineError where they, or the libraries for them, are not there."""

@@ -97,15 +97,12 @@ class Florence2(Prompted, Local, Search):
         """What is asked of the model for this row; its digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
         asked = self.ask(row, attempt)
-        said: dict[str, Any] = {
+        return {
             **self.weights(),
             "task": asked.user.strip(),
             "picture": row["uri"],
-            "generation": self.generation(attempt),
+            **self.search(attempt, asked.seed),
         }
-        if sampling := self.sampling(attempt):
-            said["sampling"] = {**sampling, "seed": asked.seed}
-        return said
 
     def generation(self, attempt: int = 1) -> dict[str, Any]:
         """The settings of the search in this attempt, by transformers' names, with the two of the published models."""

@@ -95,7 +95,7 @@ class ImageText(Prompted, Local, Search):
         """What is asked of the model for this row; its digest becomes the row's `request`."""
         attempt = row.get("attempt") or 1
         asked = self.ask(row, attempt)
-        said: dict[str, Any] = {
+        return {
             **self.weights(),
             "messages": [
                 *([{"role": "system", "content": asked.system}] if asked.system else []),
@@ -104,11 +104,8 @@ class ImageText(Prompted, Local, Search):
             "picture": row["uri"],
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
-            "generation": self.generation(attempt),
+            **self.search(attempt, asked.seed),
         }
-        if sampling := self.sampling(attempt):
-            said["sampling"] = {**sampling, "seed": asked.seed}
-        return said
 
     def load(self) -> ImageTextSession:
         """Load the weights. Raises CutlineError where they, or the libraries for them, are not there or do not fit."""

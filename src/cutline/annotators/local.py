@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cutline.annotators.prompted import AGAIN_TEMPERATURE, Asked
-from cutline.annotators.session import Batched, Row, RowError
+from cutline.annotators.session import Batched, Row, RowError, seed_number
 from cutline.options import CutlineError, OptionError, digest, option
 
 if TYPE_CHECKING:
@@ -173,6 +173,12 @@ class Search:
             "repetition_penalty": self.repetition_penalty,
         }
 
+    def search(self, attempt: int, seed: int | str) -> dict[str, Any]:
+        """How words are found in this attempt, for a request."""
+        sampling = self.sampling(attempt)
+        drawn = {"sampling": {**sampling, "seed": seed}} if sampling else {}
+        return {"generation": self.generation(attempt), **drawn}
+
 
 class Draw:
     """A logits processor after which the likeliest token *is* a random draw: the Gumbel-max trick.
@@ -184,10 +190,8 @@ class Draw:
     """
 
     def __init__(self, seeds: Sequence[int | str]) -> None:
-        """One seed for each row: a number from 0 to 2**63 - 1, or a text, whose xxh64 without its lowest bit is it."""
-        import xxhash
-
-        self.seeds = [xxhash.xxh64_intdigest(seed.encode()) >> 1 if isinstance(seed, str) else seed for seed in seeds]
+        """One seed for each row: a number from 0 to 2**63 - 1, or a text (see `seed_number`)."""
+        self.seeds = [seed_number(seed) if isinstance(seed, str) else seed for seed in seeds]
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
-import xxhash
-
 from cutline import schemas
-from cutline.annotators.session import Row, RowError
+from cutline.annotators.session import Row, RowError, seed_number, seed_text
 from cutline.checks.findings import Finding, checked, kinds_of, together
 from cutline.checks.judging import judge
 from cutline.options import OptionError, option
@@ -142,9 +140,7 @@ class Prompted:
         system, user = (prompt.fill(text, row, self.tags, spaces=spaces) for text in (prompt.system, prompt.user))
         if not user.strip():
             raise RowError("no_prompt", "nothing is known of the picture that the prompt could be made of")
-        seed = f"{self.seed}/{key}" if attempt == 1 else f"{self.seed}.{attempt}/{key}"
-        # Generators and servers take a signed number, so the hash loses its top bit.
-        return Asked(prompt, system, user, xxhash.xxh64_intdigest(seed.encode()) >> 1)
+        return Asked(prompt, system, user, seed_number(seed_text(self.seed, key, attempt)))
 
     def answer(self, row: Row, asked: Asked, raw: str, *, finish_reason: str | None, tries: int = 1) -> Answer:
         """Make a caption of what the model said, and say what is wrong with it.

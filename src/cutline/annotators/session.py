@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Literal, Protocol
 
+import xxhash
+
 from cutline.options import CutlineError
 from cutline.pictures import PictureError
 
@@ -145,6 +147,18 @@ class Batched:
             return
         for start in range(0, len(rows), step):
             yield from self._answer(rows[start : start + step], prepared[start : start + step])
+
+
+def seed_text(seed: int, key: str, attempt: int) -> str:
+    """What seeds a row's random draws: another text for each picture and each attempt (from 1)."""
+    return f"{seed}/{key}" if attempt == 1 else f"{seed}.{attempt}/{key}"
+
+
+def seed_number(text: str) -> int:
+    """The number of such a text, 0 to 2**63 - 1: its xxh64 without the lowest bit, since generators and servers take
+    signed numbers.
+    """
+    return xxhash.xxh64_intdigest(text.encode()) >> 1
 
 
 def failure(key: str, error: BaseException) -> Row:

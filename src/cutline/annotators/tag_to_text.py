@@ -20,18 +20,17 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-import xxhash
 
 from cutline import schemas
 from cutline.annotators import endpoints, local, server
 from cutline.annotators.prompted import Answer
-from cutline.annotators.session import Row, RowError, Session
+from cutline.annotators.session import Row, RowError, Session, seed_number, seed_text
 from cutline.checks import Policies, judge
 from cutline.checks.findings import checked
 from cutline.compose import scores
 from cutline.options import CutlineError, OptionError, option
 from cutline.prompts import tipo
-from cutline.prompts.prompt import tags_of
+from cutline.prompts.prompt import caption_of, tags_of
 from cutline.tags import spaced
 
 if TYPE_CHECKING:
@@ -215,13 +214,11 @@ class TagToText(local.Local, endpoints.Remote):
             raise RowError("no_short", f"{self.short} has no text for this picture")
         if self.task in ("short_to_long", "short_to_long_to_tag"):
             tags = []
-        seed = f"{self.seed}/{row['key']}" if attempt == 1 else f"{self.seed}.{attempt}/{row['key']}"
         try:
             prompt = tipo.TipoPrompt(self.task, self.length, self._metadata_of(row, given), tags, short)
         except tipo.UnfitText as error:
             raise RowError("unfit_text", str(error)) from None
-        # Generators and servers take a signed number, so the hash loses its top bit.
-        return Asked(prompt, xxhash.xxh64_intdigest(seed.encode()) >> 1)
+        return Asked(prompt, seed_number(seed_text(self.seed, row["key"], attempt)))
 
     def _given(self, row: Row) -> Row:
         """The picture's tags that are not on the blacklist, and its numbers."""
@@ -234,9 +231,8 @@ class TagToText(local.Local, endpoints.Remote):
         return {**found, **lists}
 
     def _short_of(self, row: Row) -> str | None:
-        said = row.get(self.short or "") or {}
-        good = said.get("texts") and not said.get("error") and said.get("verdict") != "rejected"
-        return str(said["texts"][0]).strip() if good else None
+        found = caption_of(row, self.short or "")
+        return None if found is None else found.strip()
 
     def _metadata_of(self, row: Row, given: Row) -> dict[str, str]:
         lists = {"meta": "meta", "artist": "artist", "characters": "character", "copyrights": "copyright"}

@@ -143,6 +143,13 @@ def tags_of(row: Row, layers: Sequence[str]) -> Row | None:
     return None
 
 
+def caption_of(row: Row, layer: str) -> str | None:
+    """The picture's caption in that layer; None where there is none, or only one that was rejected."""
+    said = row.get(layer) or {}
+    good = said.get("texts") and not said.get("error") and said.get("verdict") != "rejected"
+    return str(said["texts"][0]) if good else None
+
+
 def _parse(values: dict[str, Any]) -> Prompt:
     checks = values.pop("checks", {})
     several = values.pop("one_of", [])
@@ -176,9 +183,7 @@ def _value(gap: str, row: Row, found: Row | None, spaces: bool) -> str | None:
     if gap in _PLAIN:
         return None if row.get(gap) is None else str(row[gap])
     if gap.startswith(_CAPTIONS):
-        said = row.get(gap.replace(".", "/", 1)) or {}
-        good = said.get("texts") and not said.get("error") and said.get("verdict") != "rejected"
-        return str(said["texts"][0]) if good else None
+        return caption_of(row, gap.replace(".", "/", 1))
     if found is None:
         return None
     if gap == "tags.rating":
