@@ -15,7 +15,7 @@ from rich.console import Console
 from cutline.demo import run, sheet
 from cutline.demo.captioner import train_captioner
 from cutline.demo.scenes import COLOURS, RELATIONS, SHAPES, WORDS, held_out, scenes
-from cutline.demo.sheet import Entry, choose, contact_sheet, exact_match
+from cutline.sheet import Entry, choose, contact_sheet, exact_match
 from cutline.options import CutlineError
 
 

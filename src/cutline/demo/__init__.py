@@ -25,7 +25,7 @@ from cutline.compose.recipe import find_recipe
 from cutline.dataset import Dataset
 from cutline.demo.captioner import train_captioner
 from cutline.demo.scenes import Scene, held_out, scenes
-from cutline.demo.sheet import Entry, choose, contact_sheet, exact_match
+from cutline.sheet import Entry, choose, contact_sheet, exact_match
 from cutline.engine.here import annotate
 from cutline.engine.selection import Selection
 from cutline.exports.export import export
