@@ -47,7 +47,7 @@ class Captioner(Optimising):
     tags: tuple[str, ...] = option((), "tag layers that the prompt is filled from; by default the dataset's only one")
     min_pixels: int | None = option(None, "smaller pictures are scaled up to so many pixels (image_text)")
     max_pixels: int | None = option(None, "larger pictures are scaled down to so many pixels (image_text)")
-    max_tokens: int | None = option(None, "more of a text is not learnt; by default as much as the model has room for")
+    max_tokens: int | None = option(None, "more of a text is not learnt; by default as much as the annotator writes")
 
     method: Literal["lora", "full"] = option("lora", "teach an adapter beside the weights, or all weights")
     rank: int = option(16, "of the adapter's matrices")

@@ -22,8 +22,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from cutline.training import examples as learning
 from cutline.training.captioner import Captioner, Events
 from cutline.training.examples import FILLER, Examples
 from cutline.training.families import Family, loss, open_family
+from cutline.training.optimizing import averaged
 from cutline.training.runs import Run
 
 ROOM = 16
@@ -143,7 +144,7 @@ class Job:
             session.model.requires_grad_(True)
         self.lengths = [self.family.length(text) for text in self.examples.still]
         longest = min(max(self.lengths), self.family.limit)
-        session.settings = _with(session.settings, max_tokens=min(longest + ROOM, self.family.limit))
+        session.settings = replace(session.settings, max_tokens=min(longest + ROOM, self.family.limit))
         trained = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
         self.trainable = sum(parameter.numel() for parameter in trained)
 
@@ -410,10 +411,8 @@ class Job:
         for part in model.modules():
             if type(part).__name__ == "Linear4bit":
                 part.training = True  # in its other mode bitsandbytes packs the weights anew, and cannot be taught then
-        if trainer is not None and hasattr(trainer.optimizer, "eval"):
-            trainer.optimizer.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), averaged(trainer.optimizer) if trainer else nullcontext():
                 yield model
         finally:
             random.setstate(numbers[0])
@@ -522,7 +521,8 @@ class Job:
         """Publish what the Trainer has left in `staged`."""
         step = trainer.state.global_step
         if self.state.is_main_process:
-            self._describe(staged, step)
+            separate = staged.with_name("model")
+            self._describe(separate if separate.exists() else staged, step)
             self.run.publish(staged, step, best=trainer.state.best_global_step, keep=self.settings.keep)
             self._draw()
             self.tell({"event": "saved", "step": step, "folder": str(self.run.folder / "models" / f"step-{step:06}")})
@@ -541,7 +541,7 @@ class Job:
             "base": self.asking.model,
             "revision": self.asking.revision,
             "options": {
-                name: value for name in ("min_pixels", "max_pixels") if (value := getattr(self.settings, name)) is not None
+                name: value for name in ("min_pixels", "max_pixels") if (value := getattr(self.asking, name, None))
             },
             "recipe": self.recipe.settings(),
             "data": self.identity["data"],
@@ -582,7 +582,7 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
         super().__init__(
             model=job.family.session.model,
             args=arguments,
-            train_dataset=range(max(1, len(job.learnt))),
+            train_dataset=_Places(len(job.learnt)),
             data_collator=lambda places: job.collate(job.learnt, job.learnt.texts(job.epoch), places),
             compute_loss_func=loss,
             callbacks=[Cadence(job, self)],
@@ -665,9 +665,10 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
         self.job.state.wait_for_everyone()
-        if hasattr(self.optimizer, "eval"):
-            self.optimizer.eval()  # schedule-free: the weights that are used are not those that are taught
         super()._save_checkpoint(model, trial)
+        if self.job.settings.optimizer == "schedule_free":  # the weights that are used are not those that are taught
+            with averaged(self.optimizer):
+                self.save_model(str(staging / "model"), _internal_call=True)
         self.job.state.wait_for_everyone()
         self.job.save(self, staging / f"checkpoint-{self.state.global_step}")
 
@@ -717,6 +718,19 @@ class Cadence(transformers.TrainerCallback):  # type: ignore[misc]
         return stop
 
 
+class _Places(torch.utils.data.Dataset[int]):
+    """Places of pictures: what is in them is opened by `Job.collate`."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> int:
+        return place
+
+
 class _Order(torch.utils.data.Sampler[int]):
     """The places of this epoch."""
 
@@ -746,7 +760,8 @@ def _asking(settings: Captioner, dataset: Dataset, state: Any) -> Any:
     precision = _precision(settings, state)
     dtype = precision if settings.method == "lora" else "float32"
     device = str(state.device)
-    made = settings.asking(device, dtype=dtype, batch_size=max(8, settings.batch_size), max_tokens=1)
+    length = {"max_tokens": settings.max_tokens} if settings.max_tokens else {}
+    made = settings.asking(device, dtype=dtype, batch_size=max(8, settings.batch_size), **length)
     return made.fit(dataset.layers()) if hasattr(made, "fit") else made
 
 
@@ -788,14 +803,6 @@ def _finished(run: Run, said: dict[str, Any]) -> Report:
         measured=told.get("pictures", 0),
         already=True,
     )
-
-
-def _with(settings: Any, **changed: Any) -> Any:
-    """Settings of an annotator with some of them changed; what has been worked out of them already stays."""
-    made = object.__new__(type(settings))
-    made.__dict__.update(settings.__dict__)
-    made.__dict__.update(changed)
-    return made
 
 
 def _layers(model: Any) -> str:

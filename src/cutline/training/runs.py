@@ -28,7 +28,7 @@ from cutline.dataset import Dataset
 from cutline.files import storage_error, sync_folder, whole_file
 from cutline.options import CutlineError, OptionError
 
-STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin")
+STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json")
 """What a checkpoint holds beside a model; so do rng_state*.pth and folders."""
 
 
@@ -105,7 +105,7 @@ class Run:
         return found[-1] if found else None
 
     def publish(self, staged: Path, step: int, *, best: int | None, keep: int) -> None:
-        """Make what lies in `staged` the checkpoint and model of this step, and remove old ones.
+        """Make what lies in `staged` the checkpoint of this step, and the model in it, or in `model` beside it, its model.
 
         Args:
             staged: a whole checkpoint, beside the run's other files.
@@ -114,16 +114,18 @@ class Run:
             keep: how many models are kept beside the best one; of checkpoints it is the newest alone.
         """
         name = f"step-{step:06}"
-        with suppress(FileNotFoundError):
-            (staged / "training_args.bin").unlink()  # a pickle, which nobody reads
-        for file in sorted(staged.rglob("*")):
+        model = staged.with_name("model")
+        for folder in (staged, model):
+            with suppress(FileNotFoundError):
+                (folder / "training_args.bin").unlink()  # a pickle, which nobody reads
+        for file in sorted(staged.parent.rglob("*")):
             if file.is_file():
                 _sync(file)
-        model = staged.with_name("model")
-        model.mkdir()
-        for file in sorted(staged.iterdir()):
-            if file.is_file() and file.name not in STATE and not file.name.startswith("rng_state"):
-                _link(file, model / file.name)
+        if not model.exists():
+            model.mkdir()
+            for file in sorted(staged.iterdir()):
+                if file.is_file() and file.name not in STATE and not file.name.startswith("rng_state"):
+                    _link(file, model / file.name)
         for source, kind in ((model, "models"), (staged, "checkpoints")):
             target = self.folder / kind / name
             target.parent.mkdir(exist_ok=True)
