@@ -7,6 +7,7 @@ model is a prompt, and both, with the pictures, go the ways of `annotate`: what 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _ADAPTER = ("rank", "alpha", "dropout", "rslora", "dora", "init", "target_module
 _TRACKERS = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "all": ("tensorboard", "wandb")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Captioner(Optimising):
     """Teach a captioner."""
 
@@ -40,8 +41,12 @@ class Captioner(Optimising):
     model: str | None = option(None, "hub name or local folder of what is taught; by default the annotator's own")
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
 
-    recipe: str = option("", "what is learnt: a recipe, by name or as a TOML file; by default the captions that there are")
-    prompt: str | None = option(None, "what the model is asked: a prompt or a TOML file; for blip the words to begin with")
+    recipe: str = option(
+        "", "what is learnt: a recipe, by name or as a TOML file; by default the captions that there are"
+    )
+    prompt: str | None = option(
+        None, "what the model is asked: a prompt or a TOML file; for blip the words to begin with"
+    )
     user: str | None = option(None, "what is asked, in place of the prompt's (image_text, florence2)")
     system: str | None = option(None, "what the model is told that it is, in place of the prompt's (image_text)")
     tags: tuple[str, ...] = option((), "tag layers that the prompt is filled from; by default the dataset's only one")
@@ -81,7 +86,9 @@ class Captioner(Optimising):
     embedder: str = option("", "what tells how near texts are: a sentence-transformers model; by default their letters")
     sample_every_n_epochs: int | None = option(None, "caption the samples so often; 1, unless steps are given")
     sample_every_n_steps: int | None = option(None, "caption the samples so often")
-    save_every_n_epochs: int | None = option(None, "save, and measure held-out loss, so often; 1, unless steps are given")
+    save_every_n_epochs: int | None = option(
+        None, "save, and measure held-out loss, so often; 1, unless steps are given"
+    )
     save_every_n_steps: int | None = option(None, "save, and measure held-out loss, so often")
     keep: int = option(2, "saved models that are kept, beside the best", identity=False)
     log_every_n_steps: int = option(10, "note loss and learning rate so often")
@@ -172,7 +179,9 @@ class Captioner(Optimising):
         known = plugin.__dataclass_fields__
         for name in given:
             if name not in known:
-                raise OptionError(f"captioner: {name} has no effect with annotator={self.annotator}, which has no such option")
+                raise OptionError(
+                    f"captioner: {name} has no effect with annotator={self.annotator}, which has no such option"
+                )
         if self.attention and "attention" in known:
             given["attention"] = self.attention
         if self.quantize:
@@ -222,6 +231,7 @@ class Captioner(Optimising):
             CutlineError: there is nothing to learn from, or something is lacking.
         """
         dataset.key_rule  # noqa: B018  it says so where there is no dataset
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT loads it, and it tells what it has not found
         try:
             from cutline.training import loop
         except ImportError as error:

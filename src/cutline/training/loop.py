@@ -76,9 +76,7 @@ class Report:
     """It was finished before, and nothing was done."""
 
 
-def train(
-    settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events
-) -> Report:
+def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     """See `Captioner.train`."""
     _quieten()
     state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.cuda.is_available())
@@ -190,7 +188,9 @@ class Job:
         unreadable = [place for place, key in enumerate(keys) if parts.get(key) is None]
         if unreadable and self.settings.strict:
             names = ", ".join(keys[place] for place in unreadable[:5])
-            raise CutlineError(f"{len(unreadable):,} pictures cannot be opened, and strict=true refuses them: {names} …")
+            raise CutlineError(
+                f"{len(unreadable):,} pictures cannot be opened, and strict=true refuses them: {names} …"
+            )
         if unreadable:
             self.examples.left_out["unreadable"] = self.examples.left_out.get("unreadable", 0) + len(unreadable)
         sides = {side: [place for place, key in enumerate(keys) if parts.get(key) == side] for side in _SIDES}
@@ -219,7 +219,9 @@ class Job:
             keys = self.examples.keys.to_pylist()
             good = [place for place, one in enumerate(found) if not isinstance(one, PictureError)]
             out = learning.hold_out(
-                [keys[place] for place in good], [int(found[place]) for place in good], self.settings.validation  # type: ignore[arg-type]
+                [keys[place] for place in good],
+                [int(found[place]) for place in good],
+                self.settings.validation,  # type: ignore[arg-type]
             )
             side = {place: _SIDES[held] for place, held in zip(good, out, strict=True)}
             errors = [one if isinstance(one, PictureError) else None for one in found]
@@ -251,7 +253,9 @@ class Job:
                 blank = self.family.blank(row)
                 self.family.tensors([row], [blank], [None])
                 return row, blank
-        raise CutlineError("none of the pictures can be asked about: see what the prompt needs, with --dry-run of annotate")
+        raise CutlineError(
+            "none of the pictures can be asked about: see what the prompt needs, with --dry-run of annotate"
+        )
 
     def say_ready(self, dry_run: bool) -> None:
         """Report what is about to be learnt."""
@@ -503,7 +507,9 @@ class Job:
         if self.settings.method == "lora":
             peft.set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
             return
-        weights = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+        weights = {
+            name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()
+        }
         model.load_state_dict(weights, strict=False)  # weights that are tied are stored once
 
     def _draw(self) -> None:
@@ -703,6 +709,10 @@ class Cadence(transformers.TrainerCallback):  # type: ignore[misc]
         if last or self._due("sample", step):
             job.sample(self.trainer)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Nothing is due: what was, was asked for at the last step."""
+        control.should_save = control.should_evaluate = control.should_log = False
+
     def _due(self, what: str, step: int) -> bool:
         settings = self.job.settings
         every = getattr(settings, f"{what}_every_n_steps")
@@ -772,9 +782,7 @@ def _precision(settings: Captioner, state: Any) -> str:
     return "bfloat16" if cuda else "float32"
 
 
-def _identity(
-    settings: Captioner, recipe: Recipe, asking: Any, examples: Examples, processes: int
-) -> dict[str, Any]:
+def _identity(settings: Captioner, recipe: Recipe, asking: Any, examples: Examples, processes: int) -> dict[str, Any]:
     """What a run is known by: what is learnt, and all that can change what comes of it."""
     asked = options.identity(asking)
     chosen = {name: value for name, value in options.identity(settings).items() if name not in ("recipe", "prompt")}

@@ -59,8 +59,7 @@ class Run:
         if same:
             return cls(runs / same[-1]), []
         remarks = [
-            f"the unfinished run {one} stays as it is: this one differs in "
-            f"{_differences(said['identity'], identity)}"
+            f"the unfinished run {one} stays as it is: this one differs in {_differences(said['identity'], identity)}"
             for one, said in known.items()
             if not said.get("finished") and said["preset"] == preset
         ]
@@ -152,7 +151,8 @@ class Run:
     def finish(self, told: Mapping[str, Any]) -> None:
         """Say in run.json that the run is finished, and remove what it would go on from."""
         self.write("run.json", {**(self.said() or {}), "finished": dict(told)})
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        for folder in (self.folder / "checkpoints", self.staging):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says, line by line."""
