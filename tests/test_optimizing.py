@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -187,6 +188,23 @@ def test_schedule_free_is_looked_at_without_being_changed() -> None:
         assert torch.equal(next(model.parameters()), before[0])
 
 
+def test_schedule_frees_warm_up_is_its_own() -> None:
+    """Ours comes by the schedule, so that the log shows it; its own has the same steps, counted from 1."""
+    ours, theirs = make_model(), make_model()
+    settings = settings_of("schedule_free")
+    optimizer = settings.make_optimizer(ours)
+    train(ours, optimizer, settings.make_scheduler(optimizer, 6), range(6))
+    own = import_module("schedulefree").AdamWScheduleFree(
+        [{"params": [weight], "weight_decay": 0.01 * (weight.ndim > 1)} for weight in theirs.parameters()],
+        lr=0.01,
+        warmup_steps=settings.warmup_steps + 1,
+    )
+    own.train()
+    train(theirs, own, given(scheduler="constant").make_scheduler(own, 6), range(6))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_prodigys_rate_is_what_it_found() -> None:
     model = make_model()
     settings = settings_of("prodigy")
@@ -235,6 +253,21 @@ def test_compressed_accumulation_is_refused_to_several_processes(monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match="several processes"):
         given(**COMPRESSED)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("adamw_8bit", "bitsandbytes.optim", "quant"),
+        ("prodigy", "prodigyopt", "train"),
+        ("schedule_free", "schedulefree", "train"),
+        ("flora", "flora_opt.optimizers.torch.flora", "flora"),
+    ],
+)
+def test_a_lacking_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(CutlineError, match=rf"optimizer={name} needs .*pip install 'cutline\[{extra}\]'"):
+        settings_of(name).make_optimizer(make_model())
 
 
 def test_what_the_model_shows_to_have_no_effect_is_refused() -> None:
@@ -357,6 +390,15 @@ def test_compressed_accumulation_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert same(resumed, whole)
     assert same(compressed(tmp_path / "again", rank=8), whole)
     assert not same(compressed(tmp_path / "other", rank=8, seed=1), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_trainer_resumes_every_optimizer_bit_for_bit(tmp_path: Path, name: str) -> None:
+    whole, resumed = (Toy(settings_of(name), tmp_path, steps=6, batch_size=8) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(resumed, whole)
 
 
 def test_compressed_accumulation_holds_fewer_numbers_and_learns(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cutline.options import CutlineError, OptionError, called, option
 from cutline.training.flora import Accumulation, shrinks
@@ -149,7 +149,7 @@ class Optimising:
             if getattr(self, other, None):
                 self._refuse(name, f"cannot be with {other}, which has the gradients to itself; leave one of them out")
 
-    def _refuse(self, name: str, why: str) -> None:
+    def _refuse(self, name: str, why: str) -> NoReturn:
         raise OptionError(f"{called(type(self))}: {name}={getattr(self, name)} {why}")
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
