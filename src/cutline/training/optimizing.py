@@ -83,11 +83,11 @@ class Optimising:
     )
     weight_decay: float = option(0.01, "share of each weight, times the rate, taken off at each step")
     max_grad_norm: float | None = option(None, "longer gradients are cut to this; 1.0; 0: none are")
-    lora_plus_ratio: float | None = option(None, "LoRA+: the rate of each LoRA B is so many times that of its A; 16")
+    lora_plus_ratio: float | None = option(None, "LoRA+: the rate of a LoRA B is so many times that of its A, say 16")
     scheduler: Literal["constant", "linear", "cosine", "onecycle"] | None = option(
         None, "how the rate moves after warm-up; cosine, which falls to 0; with schedule_free: constant"
     )
-    warmup_steps: int = option(0, "steps in which the rate rises; onecycle without it: 30 of 100")
+    warmup_steps: int = option(0, "steps in which the rate rises; onecycle without it: 30 % of all")
     optimizer_rank: int | None = option(None, "flora: keep a momentum, in a random projection of this rank")
     accumulation_rank: int | None = option(None, "flora: accumulate gradients in random projections of this rank")
 
