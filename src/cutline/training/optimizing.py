@@ -11,13 +11,15 @@ goes on bit for bit as if it had never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cutline.options import CutlineError, OptionError, called, option
+from cutline.training.flora import Accumulation, shrinks
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,9 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 
 FLORA_MOMENTUM = 0.9
 """The share of the old in Flora's momentum: that of Adam."""
+
+
+SINGLE = "cannot be with several processes, whose gradients are not whole before the step; leave it out"
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class Optimising:
     )
     weight_decay: float = option(0.01, "share of each weight, times the rate, taken off at each step")
     max_grad_norm: float | None = option(None, "longer gradients are cut to this; 1.0; 0: none are")
-    lora_plus_ratio: float | None = option(None, "LoRA+: the rate of each LoRA B is so many times that of its A; 16")
+    lora_plus_ratio: float | None = option(None, "LoRA+: the rate of a LoRA B is so many times that of its A, say 16")
     scheduler: Literal["constant", "linear", "cosine", "onecycle"] | None = option(
         None, "how the rate moves after warm-up; cosine, which falls to 0; with schedule_free: constant"
     )
-    warmup_steps: int = option(0, "steps in which the rate rises; onecycle without it: 30 of 100")
+    warmup_steps: int = option(0, "steps in which the rate rises; onecycle without it: 30 % of all")
     optimizer_rank: int | None = option(None, "flora: keep a momentum, in a random projection of this rank")
     accumulation_rank: int | None = option(None, "flora: accumulate gradients in random projections of this rank")
 
@@ -138,11 +143,13 @@ class Optimising:
             self._refuse("max_grad_norm", f"cannot be with {name}: no moment has all gradients; set it to 0")
         if self.precision == "float16":
             self._refuse("precision", f"cannot be with {name}: its scaled gradients need all of them at once")
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # what torchrun and accelerate launch say
+            self._refuse(name, SINGLE)
         for other in ("deepspeed", "fsdp"):
             if getattr(self, other, None):
                 self._refuse(name, f"cannot be with {other}, which has the gradients to itself; leave one of them out")
 
-    def _refuse(self, name: str, why: str) -> None:
+    def _refuse(self, name: str, why: str) -> NoReturn:
         raise OptionError(f"{called(type(self))}: {name}={getattr(self, name)} {why}")
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -210,6 +217,42 @@ class Optimising:
                 f"{called(type(self))}: optimizer={self.optimizer} needs a package that is not here ({error}): "
                 f"pip install 'cutline[{extra}]'"
             ) from None
+
+    def attach(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        step: Callable[[], int],
+        sync: Callable[[], bool],
+    ) -> Accumulation | None:
+        """Have gradients accumulate compressed where accumulation_rank says so, until `remove()` of what this returns.
+
+        Args:
+            model: the one that is trained.
+            optimizer: what `make_optimizer` made of it, not wrapped.
+            step: says how many steps were done: transformers' `trainer.state.global_step`.
+            sync: says whether a micro-batch is its step's last: transformers' `trainer.accelerator.sync_gradients`.
+
+        Raises:
+            CutlineError: the rank is too high to shrink any gradient, or several processes share the gradients.
+        """
+        import torch
+
+        if self.accumulation_rank is None:
+            return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._refuse("accumulation_rank", SINGLE)
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        if not any(shrinks(weight, self.accumulation_rank) for weight in weights.values()):
+            raise CutlineError(
+                f"{called(type(self))}: accumulation_rank={self.accumulation_rank} shrinks no gradient of the model; "
+                "set it lower"
+            )
+        change = self._package("flora_opt.optimizers.torch.flora", "flora").flora_step_
+        return Accumulation(
+            weights, optimizer, change, rank=self.accumulation_rank, seed=self.seed, step=step, sync=sync
+        )
 
     def rate(self, step: int, steps: int) -> float:
         """The factor, 0 to 1, of the learning rate at `step` (from 0) of `steps`.
