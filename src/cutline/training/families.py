@@ -76,9 +76,9 @@ def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | 
 
 
 class Family:
-    """How one family of models is fed. Shapes: B rows, P tokens of a question, T of a text, L in all.
+    """How one family of models is fed. Shapes: B rows, P tokens of a question, T of a text, L in all, S pixels a side.
 
-    Nothing but the making of it touches the model, so the rest may run in other processes.
+    Only to make one touches the model: the rest may run in other processes.
     """
 
     session: Any
@@ -172,6 +172,10 @@ class Family:
 class BlipFamily(Family):
     """BLIP: the decoder reads [DEC], the words that every caption begins with, and the caption; [SEP] ends it."""
 
+    def __init__(self, settings: Blip, max_tokens: int | None) -> None:
+        super().__init__(settings, max_tokens)
+        self.pad: int = self.session.model.config.text_config.pad_token_id or 0
+
     def prepare(self, row: Row) -> torch.Tensor:
         """The picture as the network sees it, float32 (3, S, S)."""
         return self.session.prepare(row)  # type: ignore[no-any-return]
@@ -188,7 +192,7 @@ class BlipFamily(Family):
         prompt = self.session.prompt
         answers = self._answers(texts)
         fed = [[*prompt, *answer[:-1]] for answer in answers]
-        tokens = _padded(fed, self.session.model.config.text_config.pad_token_id or 0)
+        tokens = _padded(fed, self.pad)
         return {
             "input_ids": tokens,
             "attention_mask": _padded([[1] * len(row) for row in fed], 0),
@@ -299,7 +303,7 @@ class ImageTextFamily(Family):
             return self.session.chat.render("", self.session.chat.sentinel), _white()
 
     def tensors(self, rows: list[Row], prepared: list[Any], texts: list[str | None]) -> dict[str, Any]:
-        """The processor's tensors, those that go with `input_ids` (B, L) made longer by the answers; `labels` (B, T)."""
+        """The processor's tensors, of which those like `input_ids` (B, L) go on with the answers, and `labels` (B, T)."""
         import torch
 
         questions, pictures = [text for text, _ in prepared], [picture for _, picture in prepared]
@@ -336,7 +340,7 @@ class ImageTextFamily(Family):
             return None
         chat = self.session.chat
         shortest = chat.tensors([chat.render("", chat.sentinel)], [_white()])["input_ids"].shape[1]
-        return max(1, self._longest - int(shortest))
+        return max(1, int(self._longest) - int(shortest))
 
     def _tokens(self, text: str) -> list[int]:
         # A picture's place in a caption would ask for a picture.
