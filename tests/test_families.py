@@ -1,7 +1,7 @@
-"""What a captioner is fed in training, on tiny real models: it is what inference feeds, and the loss is the hand-made one.
+"""What a captioner is fed in training, on tiny real models: what inference feeds, and the loss is the hand-made one.
 
-The truth here is `generate`, on the tensors that the session makes for captioning: it is made to say a caption, token by
-token, one row at a time and without padding, and tells how likely it held each.
+The truth here is `generate`, on the tensors that the session makes for captioning: it is made to say a caption, token
+by token, one row at a time and without padding, and tells how likely it held each.
 """
 
 from __future__ import annotations
@@ -133,9 +133,8 @@ def by_hand(family: Family, row: Row, tokens: list[int]) -> float:
         return_dict_in_generate=True,
     )
     assert len(found.logits) == len(tokens)
-    return -sum(
-        logits[0].double().log_softmax(-1)[token].item() for logits, token in zip(found.logits, tokens, strict=True)
-    )
+    chances = [logits[0].double().log_softmax(-1)[token] for logits, token in zip(found.logits, tokens, strict=True)]
+    return -torch.stack(chances).sum().item()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -189,7 +188,7 @@ def test_what_is_learnt_is_what_is_said(name: str, tmp_path: Path, rows: list[Ro
         if found < 0.01:
             break
         optimizer.zero_grad()
-        found.backward()
+        torch.autograd.backward(found)
         optimizer.step()
     answer = next(iter(family.session(iter(rows[:1]))))
     assert answer["raw"] == ("an orange " + text if name == "blip" else text)
@@ -325,7 +324,7 @@ def test_parts_of_a_step_add_up_to_it(opened: Opened, rows: list[Row]) -> None:
         model.zero_grad()
         for batch in batches:
             labels = batch.pop("labels")
-            loss(model(**batch), labels, torch.tensor(count)).backward()
+            torch.autograd.backward(loss(model(**batch), labels, torch.tensor(count)))
         found: torch.Tensor = weight.grad.clone()
         model.zero_grad()
         return found

@@ -303,7 +303,7 @@ class ImageTextFamily(Family):
             return self.session.chat.render("", self.session.chat.sentinel), _white()
 
     def tensors(self, rows: list[Row], prepared: list[Any], texts: list[str | None]) -> dict[str, Any]:
-        """The processor's tensors, of which those like `input_ids` (B, L) go on with the answers, and `labels` (B, T)."""
+        """The processor's tensors, of which those like `input_ids` (B, L) go on with the answers; `labels` (B, T)."""
         import torch
 
         questions, pictures = [text for text, _ in prepared], [picture for _, picture in prepared]
