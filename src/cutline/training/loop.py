@@ -129,12 +129,11 @@ class Job:
                 if not any(name == target or name.endswith(f".{target}") for name in names):
                     raise CutlineError(f"captioner: target_modules: no layer is called {target}. {_layers(model)}")
         if settings.quantize:
-            model = peft.prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=settings.activation_checkpointing
-            )
+            prepare: Any = peft.prepare_model_for_kbit_training
+            model = prepare(model, use_gradient_checkpointing=False)  # the Trainer sees to that
         config = peft.LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # 1.5 is as good as 2
             lora_dropout=settings.dropout,
             use_rslora=settings.rslora,
             use_dora=settings.dora,
@@ -149,9 +148,9 @@ class Job:
         except ValueError as error:  # no layer matches, or one of a kind that cannot have an adapter
             raise CutlineError(f"captioner: target_modules={given} does not fit: {error} {_layers(model)}") from None
         self.layers = Counter(re.sub(r"\b\d+\b", "*", name) for name in adapted.targeted_module_names)
-        config = adapted.peft_config["default"]
+        saved = adapted.peft_config["default"]
         if Path(str(self.asking.model)).expanduser().exists():
-            config.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
+            saved.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
         return adapted
 
     def look(self, *, write: bool) -> None:
@@ -191,13 +190,9 @@ class Job:
                 self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})
             )
             keys = self.examples.keys.to_pylist()
-            good = [place for place, one in enumerate(found) if not isinstance(one, PictureError)]
-            out = learning.hold_out(
-                [keys[place] for place in good],
-                [int(found[place]) for place in good],
-                self.settings.validation,  # type: ignore[arg-type]
-            )
-            side = {place: _SIDES[held] for place, held in zip(good, out, strict=True)}
+            hashes = {place: one for place, one in enumerate(found) if not isinstance(one, PictureError)}
+            out = learning.hold_out([keys[place] for place in hashes], list(hashes.values()), self.settings.validation)
+            side = {place: _SIDES[held] for place, held in zip(hashes, out, strict=True)}
             errors = [one if isinstance(one, PictureError) else None for one in found]
             table = pa.table(
                 {
@@ -220,7 +215,7 @@ class Job:
         return pq.read_table(path)
 
     def _find_spare(self) -> tuple[Row, Any]:
-        """A row that can be asked about, with a white picture: it stands in where there is none, and teaches nothing."""
+        """A row that can be asked about, and a white picture: they stand in where there is none, and teach nothing."""
         for place in range(len(self.learnt)):
             row = self.learnt.row(place, self.dataset)
             with suppress(RowError):
@@ -314,8 +309,8 @@ class Job:
                 max_steps=self.steps,
                 per_device_train_batch_size=settings.batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
-                max_grad_norm=settings.max_grad_norm,
-                learning_rate=settings.learning_rate,
+                max_grad_norm=settings.max_grad_norm or 0.0,
+                learning_rate=settings.learning_rate or 0.0,
                 seed=settings.seed,
                 bf16=precision == "bfloat16",
                 fp16=precision == "float16",
@@ -325,7 +320,7 @@ class Job:
                 torch_compile=bool(settings.torch_compile),
                 torch_compile_backend=settings.torch_compile or None,
                 deepspeed=settings.deepspeed or None,
-                fsdp=True if settings.fsdp else None,
+                fsdp="full_shard" if settings.fsdp else None,
                 fsdp_config=settings.fsdp or None,
                 dataloader_num_workers=workers,
                 dataloader_pin_memory=self.state.device.type == "cuda",
@@ -342,6 +337,7 @@ class Job:
             )
         except (ImportError, ValueError) as error:
             raise CutlineError(f"captioner: {str(error).strip().partition(chr(10))[0]}") from None
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several are for several processes
         return CaptionTrainer(self, arguments)
 
     def collate(self, examples: Examples, texts: Sequence[str | None], places: Sequence[int]) -> dict[str, Any]:
@@ -505,7 +501,7 @@ def _silent(event: Any) -> None:
 
 
 def _quieten() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*|torch\.optim.*|peft.*")
