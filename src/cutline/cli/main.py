@@ -11,7 +11,22 @@ import sys
 
 import typer
 
-from cutline.cli import add, annotate, check, compact, demo, export, plugins, presets, preview, show, sql, stats, status
+from cutline.cli import (
+    add,
+    annotate,
+    check,
+    compact,
+    demo,
+    evaluate,
+    export,
+    plugins,
+    presets,
+    preview,
+    show,
+    sql,
+    stats,
+    status,
+)
 from cutline.options import CutlineError, OptionError
 
 app = typer.Typer(
@@ -22,7 +37,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, plugins, presets, sql, compact):
+for verb in (
+    demo,
+    add,
+    status,
+    stats,
+    show,
+    preview,
+    annotate,
+    check,
+    evaluate,
+    export,
+    plugins,
+    presets,
+    sql,
+    compact,
+):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 
