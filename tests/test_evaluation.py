@@ -216,7 +216,7 @@ def test_an_embedder_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_of_sentence_transformers_is_an_embedder(tmp_path: Path) -> None:
-    """One of random weights, in safetensors; what is no model is refused when it has to encode."""
+    """One of random weights, in safetensors; a folder without a model is refused."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from tokenizers import Tokenizer
@@ -244,7 +244,7 @@ def test_a_folder_of_sentence_transformers_is_an_embedder(tmp_path: Path) -> Non
     assert measure({"a": "dog"}, {"a": ["dog"]}, found).embedder == str(tmp_path / "model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CutlineError, match="cannot be loaded"):
-        find_embedder(str(tmp_path / "empty"), "cpu").encode(["dog"])
+        find_embedder(str(tmp_path / "empty"), "cpu")
 
 
 def test_measuring_needs_no_torch() -> None:

@@ -36,7 +36,6 @@ def run(
 ) -> None:
     """Measure captions against others: BLEU-4, ROUGE-L, CIDEr-D, exact match and meaning, with 95 % intervals."""
     from cutline.dataset import Dataset
-    from cutline.evaluation.embedders import find_embedder
     from cutline.evaluation.layers import check_layers, evaluate, write_files
     from cutline.evaluation.layers import held_out as keys_held_out
 
@@ -44,9 +43,7 @@ def run(
     opened.key_rule  # noqa: B018  where there is no dataset it says so
     check_layers(opened, layer, against, baseline)
     keys = keys_held_out(opened, held_out) if held_out else None
-    found = evaluate(
-        opened, layer, against, baseline=baseline, where=where, keys=keys, embedder=find_embedder(embedder)
-    )
+    found = evaluate(opened, layer, against, baseline=baseline, where=where, keys=keys, embedder=embedder)
     if as_json:
         print_json(found.as_dict())
     else:

@@ -17,7 +17,10 @@ from cutline.cli import (
     check,
     compact,
     demo,
+<<<<<<< HEAD
     evaluate,
+=======
+>>>>>>> 4a92d18
     export,
     plugins,
     presets,
@@ -26,6 +29,10 @@ from cutline.cli import (
     sql,
     stats,
     status,
+<<<<<<< HEAD
+=======
+    train,
+>>>>>>> 4a92d18
 )
 from cutline.options import CutlineError, OptionError
 
@@ -37,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+<<<<<<< HEAD
 for verb in (
     demo,
     add,
@@ -53,6 +61,9 @@ for verb in (
     sql,
     compact,
 ):
+=======
+for verb in (demo, add, status, stats, show, preview, annotate, check, export, train, plugins, presets, sql, compact):
+>>>>>>> 4a92d18
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 

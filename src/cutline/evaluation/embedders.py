@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -78,35 +77,30 @@ class Lexical:
 
 
 class SentenceTransformer:
-    """A model of sentence-transformers, by its name on the Hugging Face hub or as a folder; loaded when first used."""
+    """A model of sentence-transformers, by its name on the Hugging Face hub or as a folder."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
         folder = Path(name).expanduser()
         if find_spec("sentence_transformers") is None:
             raise CutlineError(f"the embedder {name} needs sentence-transformers: pip install sentence-transformers")
+        import sentence_transformers
+
         if folder.is_dir():
             _refuse_pickles(folder)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise CutlineError(f"there is no folder {name} with an embedder")
         self.name = name
-        self._path = str(folder) if folder.is_dir() else name
-        self._device = None if device == "auto" else device
-
-    @cached_property
-    def _model(self) -> Any:
-        import sentence_transformers
-
         try:
-            return sentence_transformers.SentenceTransformer(
-                self._path,
-                device=self._device,
+            self._model = sentence_transformers.SentenceTransformer(
+                str(folder) if folder.is_dir() else name,
+                device=None if device == "auto" else device,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )
         except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CutlineError(
-                f"the embedder {self.name} cannot be loaded: {said}. Give the name of a sentence-transformers model on "
+                f"the embedder {name} cannot be loaded: {said}. Give the name of a sentence-transformers model on "
                 "the hub, a folder with one, or nothing to compare by spelling"
             ) from None
 
@@ -121,15 +115,14 @@ class SentenceTransformer:
 
 
 def find_embedder(name: str = "", device: str = "auto") -> Embedder:
-    """An embedder: `lexical` or nothing for spelling, else a model of sentence-transformers.
+    """An embedder, ready to use: `lexical` or nothing for spelling, else a model of sentence-transformers.
 
     Args:
         name: of a model on the hub, or a folder.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …, where a model runs.
 
     Raises:
-        CutlineError: sentence-transformers is not installed, there is no such folder, or its weights are pickles. That
-            a model cannot be loaded is only said when it first has to encode.
+        CutlineError: sentence-transformers is not installed, or the model cannot be loaded, or its weights are pickles.
     """
     return Lexical() if name in ("", LEXICAL) else SentenceTransformer(name, device)
 

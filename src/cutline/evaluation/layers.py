@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cutline import schemas
 from cutline.dataset import Dataset
 from cutline.evaluation.captions import Difference, Measured, measure, paired
-from cutline.evaluation.embedders import Embedder, Lexical
+from cutline.evaluation.embedders import find_embedder
 from cutline.evaluation.words import words
 from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError, OptionError
@@ -98,7 +98,7 @@ def evaluate(
     baseline: str = "",
     where: str = "",
     keys: Collection[str] | None = None,
-    embedder: Embedder | None = None,
+    embedder: str = "",
 ) -> Evaluation:
     """Measure the captions of one layer against those of another.
 
@@ -109,11 +109,11 @@ def evaluate(
         baseline: a third layer, to tell by how much the first is better than it.
         where: an SQL condition, as in `Dataset.scan`.
         keys: only these pictures.
-        embedder: by what meaning is compared.
+        embedder: the name of the one by which meaning is compared, as in `find_embedder`; loaded last.
 
     Raises:
         OptionError: a layer that is not there, holds no captions, or is named twice.
-        CutlineError: no picture has both a caption and a reference.
+        CutlineError: no picture has both a caption and a reference, or the embedder cannot be had.
     """
     check_layers(dataset, layer, against, baseline)
     named = [name for name in (layer, baseline) if name]
@@ -145,9 +145,9 @@ def evaluate(
                 f"{name} has no caption for any of the {len(references):,} pictures "
                 f"that have one in {against}. See what there is: cutline status {dataset.root}"
             )
-    embedder = embedder or Lexical()
+    meanings = find_embedder(embedder)
     made = [
-        Captions(name, said[name], measure(said[name], references, embedder), len(references) - len(said[name]))
+        Captions(name, said[name], measure(said[name], references, meanings), len(references) - len(said[name]))
         for name in named
     ]
     return Evaluation(dataset, against, references, made[0], made[1] if baseline else None, without)
