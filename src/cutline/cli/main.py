@@ -17,10 +17,7 @@ from cutline.cli import (
     check,
     compact,
     demo,
-<<<<<<< HEAD
     evaluate,
-=======
->>>>>>> 4a92d18
     export,
     plugins,
     presets,
@@ -29,10 +26,7 @@ from cutline.cli import (
     sql,
     stats,
     status,
-<<<<<<< HEAD
-=======
     train,
->>>>>>> 4a92d18
 )
 from cutline.options import CutlineError, OptionError
 
@@ -44,7 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-<<<<<<< HEAD
 for verb in (
     demo,
     add,
@@ -56,14 +49,12 @@ for verb in (
     check,
     evaluate,
     export,
+    train,
     plugins,
     presets,
     sql,
     compact,
 ):
-=======
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, train, plugins, presets, sql, compact):
->>>>>>> 4a92d18
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 

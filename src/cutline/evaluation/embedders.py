@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class SentenceTransformer:
             raise CutlineError(f"there is no folder {name} with an embedder")
         self.name = name
         try:
-            self._model = sentence_transformers.SentenceTransformer(
+            self._model: Any = sentence_transformers.SentenceTransformer(
                 str(folder) if folder.is_dir() else name,
                 device=None if device == "auto" else device,
                 trust_remote_code=False,
