@@ -1,4 +1,4 @@
-"""What tests of training share: a dataset of scenes, settings in a few words, and trainings in processes to be killed."""
+"""What tests of training share: a dataset of scenes, settings in a few words, and processes to be killed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import tiny
 from cutline import options, registry, toml_files
 from cutline.dataset import Dataset
 from cutline.demo.scenes import scenes
-from cutline.training.captioner import Captioner, Report
+from cutline.training.captioner import Captioner
 
 FAMILIES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "blip": ("blip-lora", tiny.save_blip),
@@ -111,17 +110,3 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     import torch
 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@contextmanager
-def changed(path: Path, text: str) -> Iterator[None]:
-    """A file with other words in it for a while."""
-    before = path.read_text()
-    path.write_text(text)
-    try:
-        yield
-    finally:
-        path.write_text(before)
-
-
-__all__ = ["FAMILIES", "Report", "Training", "captioner", "changed", "equal", "make_scenes", "weights"]
