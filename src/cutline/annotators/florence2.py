@@ -118,7 +118,8 @@ class Florence2(Prompted, Local, Search):
                 f"the class in transformers are -o model={native}"
             )
 
-    def native(self, base: str) -> str:
+    @classmethod
+    def native(cls, base: str) -> str:
         """The same weights for the class in transformers, where these are for code that comes with them."""
         owner, _, name = base.rpartition("/")
         return NATIVE + name if owner == "microsoft" else base

@@ -137,7 +137,8 @@ class Local:
         """What `prompt` is where none is given with weights that were trained here."""
         return str(found.prompt) if found.prompt else None
 
-    def native(self, base: str) -> str:
+    @classmethod
+    def native(cls, base: str) -> str:
         """The model that an adapter's word of its base means; a subclass may know another home of the same weights."""
         return base
 

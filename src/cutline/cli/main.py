@@ -11,7 +11,23 @@ import sys
 
 import typer
 
-from cutline.cli import add, annotate, check, compact, demo, export, plugins, presets, preview, show, sql, stats, status
+from cutline.cli import (
+    add,
+    annotate,
+    check,
+    compact,
+    demo,
+    export,
+    former,
+    merge,
+    plugins,
+    presets,
+    preview,
+    show,
+    sql,
+    stats,
+    status,
+)
 from cutline.options import CutlineError, OptionError
 
 app = typer.Typer(
@@ -22,8 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, plugins, presets, sql, compact):
-    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+for verb in (demo, add, status, stats, show, preview, annotate, check, export, merge, plugins, presets, sql, compact):
+    app.command(verb.__name__.rpartition(".")[2], cls=former.Verb)(verb.run)
 
 
 @app.callback(invoke_without_command=True)
