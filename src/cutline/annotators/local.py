@@ -550,7 +550,13 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
     if settings.adapter:
         model = _adapt(settings, model)
     if merged:
-        model = model.merge_and_unload().to(device=device, dtype=dtype)
+        try:
+            model = model.merge_and_unload().to(device=device, dtype=dtype)
+        except (NotImplementedError, ValueError) as error:  # as of a convolution in groups
+            raise CutlineError(
+                f"{settings.called}: the adapter {settings.adapter} cannot be put into {settings.model}: "
+                f"{_first_line(error)}"
+            ) from None
     _forget_search(model)
     return model.eval()
 

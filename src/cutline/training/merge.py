@@ -51,10 +51,10 @@ def merge(adapter: Path, out: Path, *, model: str | None = None) -> Path:
     card = trained.read(folder)
     config = trained.read_adapter(folder)
     name = card.annotator if card else _annotator_of(model or config["base_model_name_or_path"])
-    # On the processor, as a base that fits no GPU beside its copy may fit there.
+    # On the processor, as a base that fits no GPU may fit there; nothing is said, so that one token is plenty.
     settings = fill(
         registry.load("annotators", name),
-        {"adapter": str(folder), "device": "cpu", **({"model": model} if model else {})},
+        {"adapter": str(folder), "device": "cpu", "max_tokens": 1, **({"model": model} if model else {})},
     )
     merged = settings.load().model
     out.parent.mkdir(parents=True, exist_ok=True)
