@@ -24,10 +24,11 @@ from cutline.options import CutlineError, OptionError, fill, identity
 from cutline.training.merge import merge
 from running import cutline
 
-SEEDS_BLIP_MODULES = (
-    "self.query self.key self.value output.dense self_attn.qkv self_attn.projection mlp.fc1 mlp.fc2".split()
-)
-SEEDS_FLORENCE_MODULES = "qkv proj k_proj v_proj q_proj out_proj".split()
+SEEDS_BLIP_MODULES = [
+    *("self.query", "self.key", "self.value", "output.dense"),
+    *("self_attn.qkv", "self_attn.projection", "mlp.fc1", "mlp.fc2"),
+]
+SEEDS_FLORENCE_MODULES = ["qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj"]
 """What caption-train's scripts adapt unless told otherwise."""
 
 FAMILIES: dict[str, tuple[Any, str, list[str], dict[str, Any]]] = {

@@ -37,14 +37,15 @@ ELSEWHERE = (
 )
 """Of kohya's and of transformers."""
 
-TRAINING = set(
-    "annotator model revision recipe prompt user system tags min_pixels max_pixels max_tokens method rank alpha dropout "
-    "rslora dora init target_modules quantize precision attention activation_checkpointing torch_compile batch_size "
-    "gradient_accumulation_steps epochs max_steps seed workers device validation measured samples embedder "
+OPTIONS = (
+    "annotator model revision recipe prompt user system tags min_pixels max_pixels max_tokens method rank alpha "
+    "dropout rslora dora init target_modules quantize precision attention activation_checkpointing torch_compile "
+    "batch_size gradient_accumulation_steps epochs max_steps seed workers device validation measured samples embedder "
     "sample_every_n_steps sample_every_n_epochs save_every_n_steps save_every_n_epochs keep log_every_n_steps log_with "
     "name strict deepspeed fsdp fsdp_config optimizer learning_rate weight_decay max_grad_norm lora_plus_ratio "
-    "scheduler warmup_steps optimizer_rank accumulation_rank".split()
+    "scheduler warmup_steps optimizer_rank accumulation_rank"
 )
+TRAINING = set(OPTIONS.split())
 """The options of training a captioner."""
 
 

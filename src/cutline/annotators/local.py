@@ -54,7 +54,9 @@ ADAPTED = re.compile(r"base_model\.model\.(.+?)\.lora_")
 
 @dataclass(frozen=True)
 class Local:
-    """The options of an annotator with weights of its own. A subclass's `__post_init__` calls that of this class."""
+    """The options of an annotator with weights of its own. A subclass's `__post_init__` calls that of this class, and
+    before that of `Prompted`, as weights may bring their prompt.
+    """
 
     called: ClassVar[str]
     """The annotator's name, with which its errors begin."""
@@ -63,7 +65,9 @@ class Local:
 
     model: str | None = option(None, "hub name, local folder or run; without one, the adapter's base", files=True)
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
-    adapter: str | None = option(None, "a run of cutline train, or folder of a PEFT adapter (LoRA, its kin)", files=True)
+    adapter: str | None = option(
+        None, "a run of cutline train, or folder of a PEFT adapter (LoRA, its kin)", files=True
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "number format of the weights, and of computing with quantised ones; auto: as they are stored"
     )
@@ -127,10 +131,10 @@ class Local:
                 f"cutline annotate DATASET {found.annotator} -o {name}={given}"
             )
         if found and take:
-            said = {option: found.options.get(option) for option in ("min_pixels", "max_pixels")}
-            for option_name, value in {**said, "prompt": self.trained_prompt(found)}.items():
-                if value is not None and getattr(self, option_name, "") is None:
-                    object.__setattr__(self, option_name, value)
+            said = {pixels: found.options.get(pixels) for pixels in ("min_pixels", "max_pixels")}
+            for left, value in {**said, "prompt": self.trained_prompt(found)}.items():
+                if value is not None and getattr(self, left, "") is None:
+                    object.__setattr__(self, left, value)
         return found
 
     def trained_prompt(self, found: trained.Trained) -> str | None:

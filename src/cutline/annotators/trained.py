@@ -1,4 +1,4 @@
-"""Folders of weights that were trained: what a run left, what stands beside its weights, and how others laid theirs out.
+"""Folders of weights that were trained: what a run left, what stands beside its weights, where others left theirs.
 
 `cutline train` leaves a run, a folder with `run.json`, whose `best` are the weights to use. Beside weights that were
 trained here stand `cutline.json`, which says by which annotator, on which base and with what options, and
