@@ -221,6 +221,35 @@ def test_a_florence_adapter_of_the_code_that_came_with_the_model(
     assert words(found) != words(say(made("florence2", **base), rows))
 
 
+def test_names_of_the_code_that_came_with_the_model(bases: dict[str, Path]) -> None:
+    settings = made("florence2", model=str(bases["florence2"]))
+    block = "vision_tower.blocks.2.8"
+    for there, here in {
+        f"{block}.spatial_block.conv1.fn.dw.lora_A": f"model.{block}.spatial_block.conv1.lora_A",
+        f"{block}.spatial_block.window_attn.norm": f"model.{block}.spatial_block.norm1",
+        f"{block}.channel_block.channel_attn.fn.qkv": f"model.{block}.channel_block.channel_attn.qkv",
+        f"{block}.channel_block.ffn.norm": f"model.{block}.channel_block.norm2",
+        f"{block}.channel_block.ffn.fn.net.fc1": f"model.{block}.channel_block.ffn.fc1",
+        "vision_tower.convs.0.norm": "model.vision_tower.convs.0.norm",
+        "image_proj_norm.weight": "model.multi_modal_projector.image_proj_norm.weight",
+        "image_pos_embed.row_embeddings": "model.multi_modal_projector.image_position_embed.row_embeddings",
+        "language_model.model.shared": "model.language_model.shared",
+        "model.language_model.shared": "model.language_model.shared",  # as it is
+    }.items():
+        assert settings.renamed(f"base_model.model.{there}") == f"base_model.model.{here}"
+    assert settings.renamed("vision_tower.convs.0.proj") == "vision_tower.convs.0.proj", "no adapter's weight"
+
+
+def test_an_adapter_that_cannot_be_put_into_its_base_is_refused(tmp_path: Path, bases: dict[str, Path]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny._quiet().Florence2ForConditionalGeneration.from_pretrained(bases["florence2"])
+    grouped = "model.vision_tower.blocks.0.0.spatial_block.conv1"
+    get_peft_model(model, LoraConfig(r=32, target_modules=[grouped])).save_pretrained(str(tmp_path))
+    with pytest.raises(CutlineError, match="cannot be put into"):
+        made("florence2", adapter=str(tmp_path)).load()
+
+
 def as_there(weight: str) -> str:
     """The name that a weight of transformers' Florence-2 has in the code that comes with the model."""
     for here, there in (
