@@ -1,14 +1,14 @@
-"""Drawings of what `statistics` and `preview` count, as PNG files: frequencies, coverage, lengths, scores, cuts.
+"""Drawings of what `statistics`, `preview` and trainings count, as PNG files: frequencies, lengths, cuts, losses.
 
 Needs matplotlib, the extra `plot`. Nothing opens a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +58,20 @@ def draw(found: Mapping[str, TagCounts | CaptionCounts], folder: Path) -> Iterat
 def draw_survey(found: Survey, folder: Path) -> Iterator[Path]:
     """Draw how long texts are for each encoder, and ways to join tags and captions; as `draw`."""
     yield from _save(_survey(found), folder)
+
+
+def draw_training(metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draw `loss.png` and `learning-rate.png` of a run out of the lines of its metrics.jsonl. Raises StorageError."""
+    pictures = [
+        ("loss", ("loss", "held_out_loss"), "loss: cross entropy of a token, in nats"),
+        ("learning-rate", ("learning_rate",), "learning rate"),
+    ]
+    drawn = []
+    for name, series, title in pictures:
+        lines = {one: [(line["step"], line[one]) for line in metrics if one in line] for one in series}
+        if any(lines.values()):
+            drawn.append((name, _one(partial(_curves, lines=lines, title=title))))
+    return list(_save(iter(drawn), folder))
 
 
 def _save(pictures: Iterator[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
@@ -229,6 +243,27 @@ def _scores(axes: Axes, counts: TagCounts) -> None:
     axes.set(ylim=(-0.6, len(names) - 0.3), xlabel="score: median, middle half, and p5 to p95")
     axes.grid(axis="y", visible=False)
     _title(axes, f"{counts.of.layer}: scores by rating")
+
+
+def _curves(axes: Axes, lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
+    """Series over optimizer steps; what is measured now and then has marks, and its lowest is named."""
+    for name, points in lines.items():
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        held_out = name == "held_out_loss"
+        colour = _COLOURS["artist" if held_out else "general"]
+        label = name.replace("_", " ").replace("held out", "held-out")
+        axes.plot(steps, values, color=colour, label=label, marker="o" if held_out else "", linewidth=1.6)
+        if held_out:
+            least = min(range(len(values)), key=values.__getitem__)
+            note = f"{values[least]:.3g}"
+            axes.annotate(note, (steps[least], values[least]), (0, 8), textcoords="offset points", ha="center")
+    axes.set(xlabel="optimizer step")
+    axes.set_ylim(bottom=0)
+    _title(axes, title)
+    if len(lines) > 1:
+        axes.legend(frameon=False)
 
 
 def _short(value: float, _: object = None) -> str:

@@ -1,7 +1,7 @@
 """Plug-ins by name. Nothing is imported until its name is asked for.
 
 The built-in ones stand in the table below. Anyone else's register by entry point, in the groups
-`cutline.sources`, `cutline.annotators` and `cutline.exports`; a built-in wins a name clash, and says so.
+`cutline.sources`, `cutline.annotators`, `cutline.exports` and `cutline.trainings`; a built-in wins a name clash, and says so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "sidecar": "cutline.exports.sidecar:Sidecar",
         "webdataset": "cutline.exports.webdataset:WebDataset",
     },
+    "trainings": {
+        "captioner": "cutline.training.captioner:Captioner",
+    },
 }
 
 
@@ -45,7 +48,7 @@ class UnknownPlugin(OptionError):
 
 
 def names(group: str) -> list[str]:
-    """All names in a group (`sources`, `annotators`, `exports`), sorted."""
+    """All names in a group (`sources`, `annotators`, `exports`, `trainings`), sorted."""
     return sorted({*_BUILT_IN[group], *_third_party(group)})
 
 

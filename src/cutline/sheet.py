@@ -1,7 +1,11 @@
-"""A contact sheet: pictures in a grid with what a model said below, right ones ticked, wrong ones corrected."""
+"""A contact sheet: pictures in a grid with what a model said below, right ones ticked, wrong ones corrected.
+
+A picture that cannot be opened, or has no file, is an empty frame: a sheet shows what there is.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +13,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cutline.files import whole_file
-from cutline.pictures import Picture
+from cutline.pictures import Picture, PictureError
 
 SIDE, GAP, MARGIN, INDENT = 192, 18, 36, 20
 """Pixels: a picture's side, the space between cells, about the sheet, and before a line of text."""
 TEXT, LINE = 15, 19
 """Pixels: the size of a caption's letters, and from one line to the next."""
+
+MOST_LINES = 14
+"""Of one text; what is longer ends in an ellipsis."""
 
 INK, FAINT, RIGHT, WRONG, FRAME, PAPER = "#1c2430", "#6b7685", "#1a7f37", "#c62828", "#d8dee6", "#ffffff"
 
@@ -23,14 +30,24 @@ INK, FAINT, RIGHT, WRONG, FRAME, PAPER = "#1c2430", "#6b7685", "#1a7f37", "#c628
 class Entry:
     """One picture of a contact sheet: what was said of it (None: nothing) and what is true."""
 
-    picture: Path
+    picture: Path | Picture | None
+    """Its file or bytes; None where only metadata tells of it."""
     caption: str | None
     truth: str
+    ticked: bool | None = None
+    """A tick or a cross; by default whether it is right."""
+    notes: tuple[str, ...] = ()
+    """What else is told below."""
 
     @property
     def right(self) -> bool:
         """Whether the caption is the truth, letter for letter."""
         return self.caption == self.truth
+
+    @property
+    def good(self) -> bool:
+        """Whether it gets a tick."""
+        return self.right if self.ticked is None else self.ticked
 
 
 def exact_match(entries: Sequence[Entry]) -> tuple[int, int]:
@@ -52,10 +69,12 @@ def contact_sheet(entries: Sequence[Entry], out_png: Path, *, title: str = "", c
     rows = [entries[start : start + columns] for start in range(0, len(entries), columns)]
     heights = [SIDE + 10 + LINE * max(len(_lines(entry)) for entry in row) + GAP for row in rows]
     top = MARGIN + (56 if title else 0)
-    width, height = 2 * MARGIN + columns * (SIDE + GAP) - GAP, top + sum(heights) - GAP + MARGIN
+    font = ImageFont.load_default(28)
+    width = 2 * MARGIN + max(columns * (SIDE + GAP) - GAP, math.ceil(font.getlength(title)))
+    height = top + max(0, sum(heights) - GAP) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=ImageFont.load_default(28))
+    pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=font)
     for row, tall in zip(rows, heights, strict=True):
         for column, entry in enumerate(row):
             _draw(sheet, pen, entry, MARGIN + column * (SIDE + GAP), top)
@@ -66,34 +85,52 @@ def contact_sheet(entries: Sequence[Entry], out_png: Path, *, title: str = "", c
 
 
 def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, entry: Entry, x: int, y: int) -> None:
-    picture = Picture(entry.picture).decode()
-    picture.thumbnail((SIDE, SIDE))
-    sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
-    frame, line_width = (FRAME, 1) if entry.right else (WRONG, 3)
+    if picture := _decode(entry.picture):
+        picture.thumbnail((SIDE, SIDE))
+        sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
+    frame, line_width = (FRAME, 1) if entry.good else (WRONG, 3)
     pen.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=frame, width=line_width)
     y += SIDE + 10
-    _mark(pen, entry.right, x + 1, y + 2)
+    _mark(pen, entry.good, x + 1, y + 2)
     for text, colour in _lines(entry):
         pen.text((x + INDENT, y), text, fill=colour, font=ImageFont.load_default(TEXT))
         y += LINE
 
 
+def _decode(picture: Path | Picture | None) -> Image.Image | None:
+    if picture is None:
+        return None
+    try:
+        return (picture if isinstance(picture, Picture) else Picture(picture)).decode()
+    except PictureError:
+        return None
+
+
 def _lines(entry: Entry) -> list[tuple[str, str]]:
-    """The lines below a picture, each with its colour: the caption and, where it is wrong, the truth."""
-    said = [(line, RIGHT if entry.right else WRONG) for line in _wrap(entry.caption or "(no caption)")]
-    return said if entry.right else said + [(line, FAINT) for line in _wrap(f"it is {entry.truth}")]
+    """The lines below a picture, each with its colour: the caption, where it is wrong the truth, and the notes."""
+    said = [(line, RIGHT if entry.good else WRONG) for line in _wrap(entry.caption or "(no caption)")]
+    told = entry.notes if entry.right else (f"it is {entry.truth}", *entry.notes)
+    return said + [(line, FAINT) for text in told for line in _wrap(text)]
 
 
 def _wrap(text: str) -> list[str]:
-    """Break text at spaces into lines that fit below a picture."""
+    """Break text at spaces into lines that fit below a picture; a word that is longer than a line, anywhere."""
     font = ImageFont.load_default(TEXT)
-    lines: list[str] = []
+    room = SIDE - INDENT
+    lines = [""]
     for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= SIDE - INDENT:
+        if font.getlength(f"{lines[-1]} {word}") <= room:
             lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word if font.getlength(word) > room else (word,):
+            if font.getlength(lines[-1] + letter) > room:
+                lines.append("")
+            lines[-1] += letter
+        if len(lines) > MOST_LINES:
+            return [*map(str.strip, lines[: MOST_LINES - 1]), f"{lines[MOST_LINES - 1].strip()} …"]
+    return [line.strip() for line in lines]
 
 
 def _mark(pen: ImageDraw.ImageDraw, right: bool, x: int, y: int) -> None:

@@ -169,7 +169,7 @@ class ImageTextSession(LocalSession):
         found = []
         for text, new, mask in zip(texts, tokens[:, start:].tolist(), inputs["attention_mask"], strict=True):
             said = read_tokens(self.tokenizer, new, self.ends, int(mask.sum()))
-            found.append(replace(said, text=_begun(text) + said.text))
+            found.append(replace(said, text=begun(text) + said.text))
         return found
 
     def _probe(self, picture: Image.Image) -> None:
@@ -200,11 +200,20 @@ class _Chat:
         refuse_signs(self.signs, system, user)
         return self._render(self.way, system, user)
 
-    def tensors(self, texts: list[str], pictures: list[Image.Image]) -> Any:
-        """The processor's tensors for rendered texts and a picture each."""
+    def after(self) -> str:
+        """What the template writes behind an answer; nothing where there is no template, or it takes no answers."""
+        answer = "answer " + self.sentinel
+        try:
+            said = self._render(self.way, "", self.sentinel, answer) if self.template else ""
+        except Exception:  # as in `_choose`
+            return ""
+        return said.partition(answer)[2]
+
+    def tensors(self, texts: list[str], pictures: list[Image.Image], **more: Any) -> Any:
+        """The processor's tensors for rendered texts and a picture each. `more` is said to the processor too."""
         # As transformers has it: a template that writes the start is not given another.
-        begins = self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token)
-        more = {"add_special_tokens": False} if begins else {}
+        if self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token):
+            more["add_special_tokens"] = False
         made = self.processor(
             text=texts, images=[[picture] for picture in pictures], padding=True, return_tensors="pt", **more
         )
@@ -264,21 +273,25 @@ class _Chat:
             return False
         return bool(0 < without < given)
 
-    def _render(self, way: str, system: str, user: str) -> str:
+    def _render(self, way: str, system: str, user: str, answer: str | None = None) -> str:
         if self.template is None:
             return f"{self.image_token}{user}" if way == "plain" else user
         content: Any = user
         told: Any = system
+        said: Any = answer
         if way == "parts":
             content, told = [{"type": "image"}, {"type": "text", "text": user}], [{"type": "text", "text": system}]
+            said = [{"type": "text", "text": answer}]
         elif way == "text with the picture in it":
             content = f"{self.image_token}\n{user}"
         messages = [*([{"role": "system", "content": told}] if system else []), {"role": "user", "content": content}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": said})
         return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
             messages,
             chat_template=self.template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=answer is None,
         )
 
 
@@ -290,7 +303,7 @@ def _undated(template: str | None) -> str | None:
     return f"{{% macro strftime_now(form) %}}{{{{ form{filled} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
-def _begun(rendered: str) -> str:
+def begun(rendered: str) -> str:
     """What the template has begun of the answer: the sign before thoughts, without which they pass for the answer."""
     found = THINKING.search(rendered)
     return found[0] if found else ""

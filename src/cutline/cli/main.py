@@ -27,6 +27,7 @@ from cutline.cli import (
     sql,
     stats,
     status,
+    train,
 )
 from cutline.options import CutlineError, OptionError
 
@@ -38,7 +39,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, merge, plugins, presets, sql, compact):
+for verb in (
+    demo,
+    add,
+    status,
+    stats,
+    show,
+    preview,
+    annotate,
+    check,
+    export,
+    train,
+    merge,
+    plugins,
+    presets,
+    sql,
+    compact,
+):
     app.command(verb.__name__.rpartition(".")[2], cls=former.Verb)(verb.run)
 
 

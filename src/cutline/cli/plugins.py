@@ -1,4 +1,4 @@
-"""`cutline plugins`: the sources, annotators and exports there are, and their options."""
+"""`cutline plugins`: the sources, annotators, exports and trainings there are, and their options."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Show only this one, with its options.")] = "",
 ) -> None:
-    """List sources, annotators and exports; with a name, its options."""
+    """List sources, annotators, exports and trainings; with a name, its options."""
     from cutline import registry
 
     found = False
-    for group in ("sources", "annotators", "exports"):
+    for group in ("sources", "annotators", "exports", "trainings"):
         for known in registry.names(group):
             if name and known != name:
                 continue

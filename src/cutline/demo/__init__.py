@@ -25,11 +25,11 @@ from cutline.compose.recipe import find_recipe
 from cutline.dataset import Dataset
 from cutline.demo.captioner import train_captioner
 from cutline.demo.scenes import Scene, held_out, scenes
-from cutline.sheet import Entry, choose, contact_sheet, exact_match
 from cutline.engine.here import annotate
 from cutline.engine.selection import Selection
 from cutline.exports.export import export
 from cutline.options import CutlineError
+from cutline.sheet import Entry, choose, contact_sheet, exact_match
 
 UNSEEN = 1_000
 """Scenes that are written as files and captioned; none of them is among those of the training."""

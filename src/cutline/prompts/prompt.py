@@ -81,6 +81,15 @@ class Prompt:
         said["one_of"] = [one.settings() for one in self.one_of]
         return said
 
+    def said(self) -> dict[str, Any]:
+        """The prompt as a file says it, without what is as it is by default: `parse` reads it back."""
+        found = _said(self, Prompt(user="x"))
+        if self.one_of:
+            found["one_of"] = [_said(one, Prompt(user="x")) for one in self.one_of]
+        if checks := _said(self.checks, Policies()):
+            found["checks"] = checks
+        return found
+
     def draw(self, text: str) -> Prompt:
         """The one that is asked: of several, drawn by weight with xxh64 of `text`, seed 1."""
         if not self.one_of:
@@ -148,6 +157,13 @@ def caption_of(row: Row, layer: str) -> str | None:
     said = row.get(layer) or {}
     good = said.get("texts") and not said.get("error") and said.get("verdict") != "rejected"
     return str(said["texts"][0]) if good else None
+
+
+def _said(one: Prompt | Policies, plain: Prompt | Policies) -> dict[str, Any]:
+    """The settings in which one differs from a plain one."""
+    known = options.settings(plain)
+    said = options.settings(one)
+    return {name: value for name, value in said.items() if value != known[name] and name not in ("one_of", "checks")}
 
 
 def _parse(values: dict[str, Any]) -> Prompt:

@@ -1,0 +1,237 @@
+"""The folder of a training run, and how it is found again: `.cutline/runs/NAME`.
+
+A run is known by what it learns and how (`identity`): the same command on the same words goes on with it, and another
+makes a new one. What is saved appears whole or not at all: a checkpoint is written beside, synced, and renamed.
+
+    run.json            what was asked for, what it amounts to, and whether it is finished
+    rows.parquet        which pictures, and on which side they are: train or held_out
+    metrics.jsonl       loss, learning rate, held-out loss, step by step
+    checkpoints/        what a run goes on from
+    models/             models by the step at which they were saved
+    best, last          links to two of those
+    samples/            what was said of the same pictures, over time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cutline import options
+from cutline.dataset import Dataset
+from cutline.files import storage_error, sync_folder, whole_file
+from cutline.options import CutlineError, OptionError
+
+STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json")
+"""What a checkpoint holds beside a model; so do rng_state*.pth and folders."""
+
+
+class Run:
+    """One training run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def find(cls, dataset: Dataset, preset: str, name: str, identity: Mapping[str, Any]) -> tuple[Run, list[str]]:
+        """The run that these settings go on with, or the folder of a new one; and remarks for people.
+
+        Raises:
+            OptionError: the run of that name has other settings.
+        """
+        runs = dataset.home / "runs"
+        known = {folder.name: found for folder in sorted(runs.glob("*")) if (found := cls(folder).said())}
+        mine = options.canonical(identity)
+        same = [one for one, said in known.items() if options.canonical(said["identity"]) == mine]
+        if name:
+            if name in known and name not in same:
+                raise OptionError(
+                    f"there is a run {name} with other settings ({_differences(known[name]['identity'], identity)}). "
+                    "Give this one another name: -o name=…"
+                )
+            return cls(runs / name), []
+        if same:
+            return cls(runs / same[-1]), []
+        remarks = [
+            f"the unfinished run {one} stays as it is: this one differs in {_differences(said['identity'], identity)}"
+            for one, said in known.items()
+            if not said.get("finished") and said["preset"] == preset
+        ]
+        first = f"{time.strftime('%Y-%m-%d')}-{preset}"
+        names = [first, *(f"{first}-{number}" for number in range(2, len(known) + 3))]
+        return cls(runs / next(one for one in names if not (runs / one).exists())), remarks[-1:]
+
+    def said(self) -> dict[str, Any] | None:
+        """What run.json says; None where there is none."""
+        try:
+            found = json.loads((self.folder / "run.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "identity" in found else None
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, whole."""
+        self.make()
+        with whole_file(self.folder / name, "w") as handle:
+            handle.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def read(self, name: str) -> Any:
+        """What a JSON file of the run holds; None where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def make(self) -> None:
+        """Make the folder."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+
+    @property
+    def staging(self) -> Path:
+        """Where what is being saved is written first. Hidden, and removed when a run goes on."""
+        return self.folder / ".saving"
+
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint."""
+        found = sorted((self.folder / "checkpoints").glob("step-*"))
+        return found[-1] if found else None
+
+    def publish(self, staged: Path, step: int, *, best: int | None, keep: int) -> None:
+        """Make what lies in `staged` the checkpoint of this step, and the model in it, or in `model` beside it, its model.
+
+        Args:
+            staged: a whole checkpoint, beside the run's other files.
+            step: at which optimizer step it was saved.
+            best: the step of the best model so far.
+            keep: how many models are kept beside the best one; of checkpoints it is the newest alone.
+        """
+        name = f"step-{step:06}"
+        model = staged.with_name("model")
+        for folder in (staged, model):
+            with suppress(FileNotFoundError):
+                (folder / "training_args.bin").unlink()  # a pickle, which nobody reads
+        for file in sorted(staged.parent.rglob("*")):
+            if file.is_file():
+                _sync(file)
+        if not model.exists():
+            model.mkdir()
+            for file in sorted(staged.iterdir()):
+                if file.is_file() and file.name not in STATE and not file.name.startswith("rng_state"):
+                    _link(file, model / file.name)
+        for source, kind in ((model, "models"), (staged, "checkpoints")):
+            target = self.folder / kind / name
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # of a run that was stopped at this step and went on from an earlier one
+                _remove(target)
+            sync_folder(source)
+            source.rename(target)
+            sync_folder(target.parent)
+        _point(self.folder / "last", f"models/{name}")
+        if best is not None and (self.folder / "models" / f"step-{best:06}").exists():
+            _point(self.folder / "best", f"models/step-{best:06}")
+        elif not (self.folder / "best").exists():
+            _point(self.folder / "best", f"models/{name}")
+        self._rotate(keep)
+
+    def _rotate(self, keep: int) -> None:
+        for old in sorted((self.folder / "checkpoints").glob("step-*"))[:-1]:
+            _remove(old)
+        used = {(self.folder / name).resolve() for name in ("best", "last")}
+        for old in sorted((self.folder / "models").glob("step-*"))[:-keep]:
+            if old.resolve() not in used:
+                _remove(old)
+
+    def finish(self, told: Mapping[str, Any]) -> None:
+        """Say in run.json that the run is finished, and remove what it would go on from."""
+        self.write("run.json", {**(self.said() or {}), "finished": dict(told)})
+        for folder in (self.folder / "checkpoints", self.staging):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says, line by line."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def go_on_from(self, step: int) -> None:
+        """Forget what was noted after this step, and whatever was half saved."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # one that was cut short
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+        with whole_file(path, "w") as handle:
+            handle.writelines(kept)
+
+    def note(self, told: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def read_run(path: Path) -> Run:
+    """The run in a folder. Raises CutlineError where there is none."""
+    run = Run(Path(path).expanduser())
+    if run.said() is None:
+        raise CutlineError(f"{path} is no run: there is no run.json in it. Runs lie in DATASET/.cutline/runs")
+    return run
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between two identities, in words."""
+    flat_old, flat_new = _flat(old), _flat(new)
+    names = [name for name in {**flat_old, **flat_new} if flat_old.get(name) != flat_new.get(name)]
+    if names == ["data"]:
+        return "the pictures or their words, which have changed"
+    shown = [f"{name}={flat_old.get(name)} there, {flat_new.get(name)} here" for name in names if name != "data"]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in identity.items() if name != "options"}
+    return {**identity.get("options", {}), **rest}
+
+
+def _point(link: Path, target: str) -> None:
+    """Make a symbolic link point there, in one step."""
+    new = link.with_name(f".{link.name}.new")
+    with suppress(FileNotFoundError):
+        new.unlink()
+    new.symlink_to(target)
+    new.replace(link)
+    sync_folder(link.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder so that half of it is never met under its name."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _link(file: Path, other: Path) -> None:
+    """The same file under another name; where the file system knows no such thing, a copy."""
+    try:
+        os.link(file, other)
+    except OSError:
+        shutil.copy2(file, other)
+        _sync(other)
+
+
+def _sync(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
