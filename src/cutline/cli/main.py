@@ -19,6 +19,8 @@ from cutline.cli import (
     demo,
     evaluate,
     export,
+    former,
+    merge,
     plugins,
     presets,
     preview,
@@ -50,12 +52,13 @@ for verb in (
     evaluate,
     export,
     train,
+    merge,
     plugins,
     presets,
     sql,
     compact,
 ):
-    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+    app.command(verb.__name__.rpartition(".")[2], cls=former.Verb)(verb.run)
 
 
 @app.callback(invoke_without_command=True)

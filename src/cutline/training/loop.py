@@ -42,6 +42,7 @@ from cutline.training import examples as learning
 from cutline.training.captioner import Captioner, Events, Report
 from cutline.training.examples import FILLER, Examples
 from cutline.training.families import Family, open_family
+from cutline.training.merge import copy_rest
 from cutline.training.proof import Proof
 from cutline.training.runs import Run
 from cutline.training.trainer import CaptionTrainer
@@ -393,11 +394,8 @@ class Job:
 
     def _describe(self, folder: Path, step: int) -> None:
         """Write what was asked in training, and where this model comes from, beside it."""
-        session = self.family.session
         if self.settings.method == "full":
-            for name in ("processor", "image_processor", "tokenizer"):
-                if hasattr(session, name):
-                    getattr(session, name).save_pretrained(folder)
+            copy_rest(self.asking, folder)
         losses = [line for line in self.run.metrics() if line.get("step") == step and "held_out_loss" in line]
         told = {
             "annotator": self.settings.annotator,
