@@ -324,6 +324,7 @@ class Job:
                 fsdp="full_shard" if settings.fsdp else None,
                 fsdp_config=settings.fsdp or None,
                 dataloader_num_workers=workers,
+                dataloader_multiprocessing_context="fork" if workers else None,  # the model is not copied to them
                 dataloader_pin_memory=self.state.device.type == "cuda",
                 logging_strategy="steps",
                 logging_steps=settings.log_every_n_steps,
