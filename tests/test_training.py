@@ -200,8 +200,10 @@ def test_a_finished_run_is_not_run_again_and_other_words_make_another(
     taught_once: tuple[Dataset, Any, Any, list[dict[str, Any]]],
 ) -> None:
     dataset, settings, report, _ = taught_once
-    again = settings.train(dataset, preset="blip-lora")
+    told: list[dict[str, Any]] = []
+    again = settings.train(dataset, preset="blip-lora", events=told.append)
     assert again.already
+    assert [one["event"] for one in told] == ["finished"]  # else the command line would say nothing
     assert again.run == report.run
     assert again.after == report.after
     folder = options.fill(registry.load("sources", "folder"), {"path": str(dataset.root)})

@@ -66,6 +66,7 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
         tell({"event": "remark", "text": remark})
     said = run.said()
     if said and said.get("finished") and not dry_run:
+        tell({"event": "finished", "run": str(run.folder)})
         return _finished(run, said)
     job = Job(settings, dataset, run, recipe, asking, examples, state, tell, identity, preset)
     job.load()
