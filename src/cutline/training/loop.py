@@ -182,11 +182,13 @@ class Job:
         batches = -(-len(order) // (settings.batch_size * world))
         self.epoch_steps = -(-batches // settings.gradient_accumulation_steps)
         self.steps = settings.max_steps or settings.epochs * self.epoch_steps
+        settings.check_steps(self.steps)
         self.spare = self._find_spare()
 
     def _rows(self, write: bool) -> pa.Table:
         path = self.run.folder / "rows.parquet"
-        if self.state.is_main_process and not path.exists():
+        # Of a run that never began (it was refused, or stopped before run.json) they may be of other pictures.
+        if self.state.is_main_process and not (path.exists() and self.run.said()):
             self.tell({"event": "looking", "pictures": len(self.examples)})
             found = learning.hashes_of(
                 self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})
