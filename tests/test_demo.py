@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cutline.demo import run, sheet
+from cutline import sheet
+from cutline.demo import run
 from cutline.demo.captioner import train_captioner
 from cutline.demo.scenes import COLOURS, RELATIONS, SHAPES, WORDS, held_out, scenes
-from cutline.sheet import Entry, choose, contact_sheet, exact_match
 from cutline.options import CutlineError
+from cutline.sheet import Entry, choose, contact_sheet, exact_match
 
 
 def test_scenes_come_from_their_seed() -> None:

@@ -22,6 +22,8 @@ TEXT, LINE = 15, 19
 
 MOST_LINES = 14
 """Of one text; what is longer ends in an ellipsis."""
+MOST_LETTERS = 1000
+"""More than so many lines hold, however slim the letters."""
 
 INK, FAINT, RIGHT, WRONG, FRAME, PAPER = "#1c2430", "#6b7685", "#1a7f37", "#c62828", "#d8dee6", "#ffffff"
 
@@ -118,7 +120,7 @@ def _wrap(text: str) -> list[str]:
     font = ImageFont.load_default(TEXT)
     room = SIDE - INDENT
     lines = [""]
-    for word in text.split():
+    for word in text[:MOST_LETTERS].split():
         if font.getlength(f"{lines[-1]} {word}") <= room:
             lines[-1] += f" {word}"
             continue

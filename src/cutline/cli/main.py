@@ -17,6 +17,7 @@ from cutline.cli import (
     check,
     compact,
     demo,
+    evaluate,
     export,
     plugins,
     presets,
@@ -37,7 +38,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, train, plugins, presets, sql, compact):
+for verb in (
+    demo,
+    add,
+    status,
+    stats,
+    show,
+    preview,
+    annotate,
+    check,
+    evaluate,
+    export,
+    train,
+    plugins,
+    presets,
+    sql,
+    compact,
+):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 
 
