@@ -19,6 +19,8 @@ from cutline.cli import (
     demo,
     evaluate,
     export,
+    former,
+    merge,
     plugins,
     presets,
     preview,
@@ -49,13 +51,14 @@ for verb in (
     check,
     evaluate,
     export,
+    merge,
     train,
     plugins,
     presets,
     sql,
     compact,
 ):
-    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+    app.command(verb.__name__.rpartition(".")[2], cls=former.Verb)(verb.run)
 
 
 @app.callback(invoke_without_command=True)
