@@ -235,7 +235,8 @@ def test_the_command_says_all_that(photos: Dataset, tmp_path: Path) -> None:
     assert f"written: {tmp_path / 'out' / 'wins.png'}" in done.stderr
     told = json.loads(cutline("evaluate", *words, "--where", "width < 20", "--json").stdout)
     assert (told["layer"], told["against"], told["pictures"], told["embedder"]) == (NEW, TRUE, 2, "lexical")
-    assert "there is no" in cutline("evaluate", *words, "--held-out", "nowhere", code=2).stderr
+    (tmp_path / "file").touch()
+    assert "give a folder" in cutline("evaluate", *words, "--out", tmp_path / "file", code=2).stderr
 
 
 def colours_of(png: Path) -> set[Any]:

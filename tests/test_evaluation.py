@@ -205,13 +205,16 @@ def test_the_lexical_embedder_knows_spelling() -> None:
     assert (find_embedder().name, find_embedder("lexical").name) == ("lexical", "lexical")
 
 
-def test_an_embedder_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_an_embedder_that_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CutlineError, match="there is no folder"):
         find_embedder(str(tmp_path / "nowhere"))
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CutlineError, match="safetensors"):
         find_embedder(str(tmp_path / "pickled"))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
+    with pytest.raises(CutlineError, match="pip install sentence-transformers"):
+        find_embedder("all-MiniLM-L6-v2")
 
 
 @pytest.mark.slow

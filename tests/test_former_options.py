@@ -37,16 +37,7 @@ ELSEWHERE = (
 )
 """Of kohya's and of transformers."""
 
-OPTIONS = (
-    "annotator model revision recipe prompt user system tags min_pixels max_pixels max_tokens method rank alpha "
-    "dropout rslora dora init target_modules quantize precision attention activation_checkpointing torch_compile "
-    "batch_size gradient_accumulation_steps epochs max_steps seed workers device validation measured samples embedder "
-    "sample_every_n_steps sample_every_n_epochs save_every_n_steps save_every_n_epochs keep log_every_n_steps log_with "
-    "name strict deepspeed fsdp fsdp_config optimizer learning_rate weight_decay max_grad_norm lora_plus_ratio "
-    "scheduler warmup_steps optimizer_rank accumulation_rank"
-)
-TRAINING = set(OPTIONS.split())
-"""The options of training a captioner."""
+TRAINING = {field.name for field in dataclasses.fields(registry.load("trainings", "captioner"))}
 
 
 def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -93,11 +84,15 @@ def test_options_of_the_captioning_scripts(
 def test_options_of_the_training_scripts(
     flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hint = former.hint("train", flag)
-    assert hint
-    hold(f"Here: {hint}", TRAINING)
+    flag = flag if flag.startswith("-") else f"--{flag}"
+    hold(said(capsys, monkeypatch, "train", "photos", "blip-lora", flag, "value", "more"), TRAINING)
+    hold(said(capsys, monkeypatch, "train", f"{flag}=value"), TRAINING)
     name = flag.lstrip("-").replace("-", "_")
-    if flag.startswith("-") and name not in former.HINTS["annotate"]:  # typed at the wrong command, it says which
+    if name not in TRAINING:
+        hold(said(capsys, monkeypatch, "train", "photos", "blip-lora", "-o", f"{name}=value"), TRAINING)
+    if name not in former.HINTS["annotate"]:  # typed at the wrong command, it says which is the right one
+        hint = former.hint("train", flag)
+        assert hint
         assert hint in said(capsys, monkeypatch, "annotate", "photos", "blip", flag, "value")
 
 

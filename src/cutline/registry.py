@@ -1,7 +1,7 @@
 """Plug-ins by name. Nothing is imported until its name is asked for.
 
-The built-in ones stand in the table below. Anyone else's register by entry point, in the groups
-`cutline.sources`, `cutline.annotators`, `cutline.exports` and `cutline.trainings`; a built-in wins a name clash, and says so.
+The built-in ones stand in the table below. Anyone else's register by entry point, in the groups `cutline.sources`,
+`cutline.annotators`, `cutline.exports` and `cutline.trainings`; a built-in wins a name clash, and says so.
 """
 
 from __future__ import annotations

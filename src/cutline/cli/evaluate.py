@@ -38,7 +38,10 @@ def run(
     from cutline.dataset import Dataset
     from cutline.evaluation.layers import check_layers, evaluate, write_files
     from cutline.evaluation.layers import held_out as keys_held_out
+    from cutline.options import OptionError
 
+    if out and out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out} is a file; give a folder")
     opened = Dataset(dataset)
     opened.key_rule  # noqa: B018  where there is no dataset it says so
     check_layers(opened, layer, against, baseline)

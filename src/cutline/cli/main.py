@@ -53,6 +53,7 @@ for verb in (
     export,
     merge,
     train,
+    merge,
     plugins,
     presets,
     sql,

@@ -75,7 +75,8 @@ class _Shown:
     """Seconds between lines in a pipe."""
 
     def __init__(self, as_json: bool) -> None:
-        self.as_json, self.bar, self.told = as_json, None, False
+        self.as_json, self.told = as_json, False
+        self.bar: Any = None
         self.metrics: dict[str, Any] = {}
         self.last = time.monotonic()
 
@@ -105,13 +106,14 @@ class _Shown:
         if event["left_out"]:
             self._line(f"left out: {counted(event['left_out'])}")
         self._line(
-            f"tokens of a text: {tokens['least']} to {tokens['most']}, half of them at most {tokens['median']}, 95 % at "
-            f"most {tokens['most_of_95_percent']}"
+            f"tokens of a text: {tokens['least']} to {tokens['most']}, half at most {tokens['median']}, 95 % at most "
+            f"{tokens['most_of_95_percent']}"
         )
         if tokens["cut"]:
             self._line(f"{tokens['cut']:,} texts are cut after {tokens['limit']} tokens: set -o max_tokens higher")
         if event["layers"]:
-            self._line(f"the adapter is on {sum(event['layers'].values())} layers, {event['trainable']:,} weights:")
+            count = sum(event["layers"].values())
+            self._line(f"the adapter is on {count} layers, {event['trainable']:,} weights:")
             for name, count in sorted(event["layers"].items()):
                 self._line(f"  {name}" + (f"  x {count}" if count > 1 else ""))
         else:
@@ -119,8 +121,8 @@ class _Shown:
         first = event["first"]
         self._line(f"for example {first['key']}: {visible(first['text'])[:200]}")
         self._line(
-            f"{event['steps']:,} steps, {event['steps_per_epoch']:,} in an epoch, at a rate of {event['learning_rate']:g}, "
-            f"in {event['run']}"
+            f"{event['steps']:,} steps, {event['steps_per_epoch']:,} in an epoch, learning rate "
+            f"{event['learning_rate']:g}, in {event['run']}"
         )
 
     def _start(self, event: dict[str, Any]) -> None:

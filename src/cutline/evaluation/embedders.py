@@ -72,7 +72,7 @@ class Lexical:
         if word not in self._known:
             marked = f"<{word}>"
             features = [word, *(marked[start : start + 3] for start in range(len(marked) - 2))]
-            self._known[word] = [zlib.crc32(feature.encode()) % _WIDTH for feature in features]
+            self._known[word] = [zlib.crc32(feature.encode("utf-8", "surrogatepass")) % _WIDTH for feature in features]
         return self._known[word]
 
 
@@ -83,13 +83,13 @@ class SentenceTransformer:
         folder = Path(name).expanduser()
         if find_spec("sentence_transformers") is None:
             raise CutlineError(f"the embedder {name} needs sentence-transformers: pip install sentence-transformers")
-        import sentence_transformers
-
         if folder.is_dir():
             _refuse_pickles(folder)
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise CutlineError(f"there is no folder {name} with an embedder")
         self.name = name
+        import sentence_transformers
+
         try:
             self._model: Any = sentence_transformers.SentenceTransformer(
                 str(folder) if folder.is_dir() else name,

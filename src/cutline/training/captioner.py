@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cutline import options, registry
 from cutline.compose.recipe import Recipe, check_layers, default_recipe, find_recipe
@@ -20,11 +20,29 @@ from cutline.dataset import Dataset
 from cutline.options import CutlineError, OptionError, option
 from cutline.training.optimizing import Optimising
 
-if TYPE_CHECKING:
-    from cutline.training.loop import Report
-
 Events = Callable[[dict[str, Any]], None]
 """Told of what happens: {"event": "looking" | "ready" | "start" | "step" | "held_out" | "sample" | …}."""
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    run: Path
+    step: int = 0
+    steps: int = 0
+    best: int | None = None
+    """The step of the model with the lowest held-out loss."""
+    interrupted: bool = False
+    before: dict[str, float] = field(default_factory=dict)
+    """Caption metrics on held-out pictures; so is `after`, of the best model."""
+    after: dict[str, float] = field(default_factory=dict)
+    embedder: str = ""
+    measured: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    already: bool = False
+    """It was finished before, and nothing was done."""
+
 
 _PROMPT = ("prompt", "user", "system", "tags", "min_pixels", "max_pixels")
 _ADAPTER = ("rank", "alpha", "dropout", "rslora", "dora", "init", "target_modules")
@@ -161,7 +179,7 @@ class Captioner(Optimising):
                     re.compile(given)
                 except re.error as error:
                     raise OptionError(
-                        f"captioner: target_modules={given} is neither a list of names nor a regular expression: {error}"
+                        f"captioner: target_modules={given} is no list of names and no regular expression: {error}"
                     ) from None
         if self.method == "lora" and not self.target_modules:
             raise OptionError(
@@ -179,9 +197,7 @@ class Captioner(Optimising):
         known = plugin.__dataclass_fields__
         for name in given:
             if name not in known:
-                raise OptionError(
-                    f"captioner: {name} has no effect with annotator={self.annotator}, which has no such option"
-                )
+                raise OptionError(f"captioner: annotator={self.annotator} has no option {name}; leave it out")
         if self.attention and "attention" in known:
             given["attention"] = self.attention
         if self.quantize:

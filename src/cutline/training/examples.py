@@ -209,7 +209,7 @@ def spread(places: Sequence[int], keys: Sequence[str], count: int) -> list[int]:
 
 
 def describe(lengths: Sequence[int], limit: int) -> dict[str, Any]:
-    """Tokens of the texts: how many at least, in the middle, of 95 %, at most; and how many texts are cut at `limit`."""
+    """Tokens of the texts: the least, median, 95th percentile and most; and how many texts are cut at `limit`."""
     counts = np.array(lengths)
     return {
         "least": int(counts.min()),

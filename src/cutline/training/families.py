@@ -12,6 +12,7 @@ of accumulation, and which ones shift the labels has changed between versions. H
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cutline.annotators.blip import Blip
@@ -76,9 +77,9 @@ def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | 
 
 
 class Family:
-    """How one family of models is fed. Shapes: B rows, P tokens of a question, T of a text, L in all.
+    """How one family of models is fed. Shapes: B rows, P tokens of a question, T of a text, L in all, S pixels a side.
 
-    Nothing but the making of it touches the model, so the rest may run in other processes.
+    Only to make one touches the model: the rest may run in other processes.
     """
 
     session: Any
@@ -94,8 +95,10 @@ class Family:
         self.tokenizer = self.session.tokenizer
         self.dtype = self.session.model.dtype
         takes = inspect.signature(type(self.session.model).forward).parameters
-        # Of a large vocabulary, logits of what is not learnt are most of the memory of a step.
-        self._picks = "logits_to_keep" in takes
+        # With a large vocabulary, the logits of what is not learnt would be most of a step's memory. Which logits to
+        # keep can be said for each row by itself since transformers 5.21, which has this function.
+        whole: Any = import_module("transformers.modeling_utils")
+        self._picks = "logits_to_keep" in takes and hasattr(whole, "slice_logits_to_keep")
         self._more: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
         places = self._places()
         if max_tokens is not None and places is not None and max_tokens > places:
@@ -103,7 +106,8 @@ class Family:
                 f"max_tokens={max_tokens} is more than the {places} tokens that {settings.model} has place for; "
                 f"set -o max_tokens={places} or lower"
             )
-        self.limit = min(max_tokens or settings.max_tokens, *([] if places is None else [places]), 1 << 30)
+        wanted: int = max_tokens or settings.max_tokens
+        self.limit = wanted if places is None else min(wanted, places)
 
     def prepare(self, row: Row) -> Any:
         """What is told of a row but its text: the decoded picture and the question, as at inference.
@@ -154,23 +158,26 @@ class Family:
         """The labels of answers that begin at these places of rows of `length` tokens, and which logits they are of."""
         import torch
 
-        rows = len(answers)
         if not self._picks:
-            labels = torch.full((rows, length), IGNORED)
+            labels = torch.full((len(answers), length), IGNORED)
             for row, (start, answer) in enumerate(zip(starts, answers, strict=True)):
                 labels[row, start - 1 : start - 1 + len(answer)] = torch.tensor(answer, dtype=torch.long)
             return {"labels": labels}
-        longest = max(1, *map(len, answers), 1)
-        labels = _padded(answers, IGNORED, longest)
-        places = torch.tensor(starts)[:, None] - 1 + torch.arange(longest)  # (B, T)
+        labels = _padded(answers, IGNORED, 1)
+        places = torch.tensor(starts)[:, None] - 1 + torch.arange(labels.shape[1])  # (B, T)
         return {"logits_to_keep": places.clamp(max=length - 1), "labels": labels}
 
-    def _cast(self, made: Any) -> dict[str, Any]:
+    def _cast(self, made: Any) -> dict[str, torch.Tensor]:
+        """What a processor made, floats in the model's own format."""
         return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in made.items()}
 
 
 class BlipFamily(Family):
     """BLIP: the decoder reads [DEC], the words that every caption begins with, and the caption; [SEP] ends it."""
+
+    def __init__(self, settings: Blip, max_tokens: int | None) -> None:
+        super().__init__(settings, max_tokens)
+        self.pad: int = self.session.model.config.text_config.pad_token_id or 0
 
     def prepare(self, row: Row) -> torch.Tensor:
         """The picture as the network sees it, float32 (3, S, S)."""
@@ -188,7 +195,7 @@ class BlipFamily(Family):
         prompt = self.session.prompt
         answers = self._answers(texts)
         fed = [[*prompt, *answer[:-1]] for answer in answers]
-        tokens = _padded(fed, self.session.model.config.text_config.pad_token_id or 0)
+        tokens = _padded(fed, self.pad)
         return {
             "input_ids": tokens,
             "attention_mask": _padded([[1] * len(row) for row in fed], 0),
@@ -256,7 +263,7 @@ class Florence2Family(Family):
             "input_ids": made.pop("input_ids"),
             **self._cast(made),
             "decoder_input_ids": _padded([[self.start, *answer[:-1]] for answer in answers], self.pad),
-            "labels": _padded(answers, IGNORED, max(1, *map(len, answers), 1)),
+            "labels": _padded(answers, IGNORED, 1),
             **self._more,
         }
 
@@ -280,8 +287,8 @@ class ImageTextFamily(Family):
                 f"image_text: {settings.model} has no token that ends an answer (eos_token in tokenizer_config.json or "
                 "eos_token_id in generation_config.json), so it cannot learn to end one; give another -o model=…"
             )
-        after = self.tokenizer(chat.after(), add_special_tokens=False).input_ids[:1]
-        self.end: int = after[0] if set(after) & ends else eos if eos in ends or not ends else min(ends)
+        after = [token for token in self.tokenizer(chat.after(), add_special_tokens=False).input_ids if token in ends]
+        self.end: int = after[0] if after else eos if eos in ends or not ends else min(ends)
         if thinking := begun(chat.render("", chat.sentinel)).strip():
             self._first = list(self.tokenizer(THOUGHT[thinking] + "\n\n", add_special_tokens=False).input_ids)
         self.type = SUFFIX_TYPES.get(self.session.model.config.model_type, 0)
@@ -299,7 +306,7 @@ class ImageTextFamily(Family):
             return self.session.chat.render("", self.session.chat.sentinel), _white()
 
     def tensors(self, rows: list[Row], prepared: list[Any], texts: list[str | None]) -> dict[str, Any]:
-        """The processor's tensors, those that go with `input_ids` (B, L) made longer by the answers; `labels` (B, T)."""
+        """The processor's tensors, of which those like `input_ids` (B, L) go on with the answers; `labels` (B, T)."""
         import torch
 
         questions, pictures = [text for text, _ in prepared], [picture for _, picture in prepared]
@@ -336,18 +343,18 @@ class ImageTextFamily(Family):
             return None
         chat = self.session.chat
         shortest = chat.tensors([chat.render("", chat.sentinel)], [_white()])["input_ids"].shape[1]
-        return max(1, self._longest - int(shortest))
+        return max(1, int(self._longest) - int(shortest))
 
     def _tokens(self, text: str) -> list[int]:
         # A picture's place in a caption would ask for a picture.
         return [*self._first, *(token for token in self._read(text) if token != self._sign), self.end]
 
 
-def _padded(rows: list[list[int]], fill: int, length: int = 0) -> torch.Tensor:
-    """Rows of numbers as one tensor, filled on the right up to the longest or `length`."""
+def _padded(rows: list[list[int]], fill: int, least: int = 0) -> torch.Tensor:
+    """Rows of numbers as one tensor, filled on the right up to the longest, or to `least`."""
     import torch
 
-    longest = max(length, *map(len, rows), 0)
+    longest = max([least, *map(len, rows)])
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 

@@ -1,4 +1,4 @@
-"""The training of a captioner, by transformers' Trainer and PEFT: what `Captioner.train` does once it knows what is asked.
+"""One training of a captioner: the model loaded, the pictures looked at, the Trainer run, the folder kept.
 
 What is ours and not the Trainer's: the loss (`families.loss`, over the caption's tokens alone, weighted by token
 however a step is cut into batches), the order of the pictures (`examples`), how a checkpoint appears (whole, by one
@@ -13,22 +13,18 @@ import importlib.metadata
 import json
 import logging
 import os
-import random
 import re
-import shutil
 import signal
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import accelerate
-import numpy as np
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,41 +35,20 @@ from cutline import options, toml_files
 from cutline.annotators.session import Row, RowError
 from cutline.compose.recipe import Recipe
 from cutline.dataset import Dataset
-from cutline.evaluation.captions import measure
-from cutline.evaluation.embedders import Embedder, find_embedder
 from cutline.files import whole_file
 from cutline.options import CutlineError
 from cutline.pictures import PictureError
-from cutline.sheet import Entry, contact_sheet
 from cutline.training import examples as learning
-from cutline.training.captioner import Captioner, Events
+from cutline.training.captioner import Captioner, Events, Report
 from cutline.training.examples import FILLER, Examples
-from cutline.training.families import Family, loss, open_family
-from cutline.training.optimizing import averaged
+from cutline.training.families import Family, open_family
+from cutline.training.merge import copy_rest
+from cutline.training.proof import Proof
 from cutline.training.runs import Run
+from cutline.training.trainer import CaptionTrainer
 
 ROOM = 16
 """Tokens that a sampled caption may have beyond the longest one that is learnt."""
-
-
-@dataclass
-class Report:
-    """What came of a run."""
-
-    run: Path
-    step: int = 0
-    steps: int = 0
-    best: int | None = None
-    """The step of the model with the lowest held-out loss."""
-    interrupted: bool = False
-    before: dict[str, float] = field(default_factory=dict)
-    """Caption metrics on held-out pictures; so is `after`, of the best model."""
-    after: dict[str, float] = field(default_factory=dict)
-    embedder: str = ""
-    measured: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    already: bool = False
-    """It was finished before, and nothing was done."""
 
 
 def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
@@ -126,7 +101,7 @@ class Job:
         self.epoch = 0
         self.unreadable: set[str] = set()
         self.layers: Counter[str] = Counter()
-        self.embedder: Embedder = find_embedder(settings.embedder)
+        self.proof = Proof(self)
 
     # Before the first step.
 
@@ -155,12 +130,11 @@ class Job:
                 if not any(name == target or name.endswith(f".{target}") for name in names):
                     raise CutlineError(f"captioner: target_modules: no layer is called {target}. {_layers(model)}")
         if settings.quantize:
-            model = peft.prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=settings.activation_checkpointing
-            )
+            prepare: Any = peft.prepare_model_for_kbit_training
+            model = prepare(model, use_gradient_checkpointing=False)  # the Trainer sees to that
         config = peft.LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # 1.5 is as good as 2
             lora_dropout=settings.dropout,
             use_rslora=settings.rslora,
             use_dora=settings.dora,
@@ -175,9 +149,9 @@ class Job:
         except ValueError as error:  # no layer matches, or one of a kind that cannot have an adapter
             raise CutlineError(f"captioner: target_modules={given} does not fit: {error} {_layers(model)}") from None
         self.layers = Counter(re.sub(r"\b\d+\b", "*", name) for name in adapted.targeted_module_names)
-        config = adapted.peft_config["default"]
+        saved = adapted.peft_config["default"]
         if Path(str(self.asking.model)).expanduser().exists():
-            config.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
+            saved.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
         return adapted
 
     def look(self, *, write: bool) -> None:
@@ -217,13 +191,9 @@ class Job:
                 self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})
             )
             keys = self.examples.keys.to_pylist()
-            good = [place for place, one in enumerate(found) if not isinstance(one, PictureError)]
-            out = learning.hold_out(
-                [keys[place] for place in good],
-                [int(found[place]) for place in good],
-                self.settings.validation,  # type: ignore[arg-type]
-            )
-            side = {place: _SIDES[held] for place, held in zip(good, out, strict=True)}
+            hashes = {place: one for place, one in enumerate(found) if not isinstance(one, PictureError)}
+            out = learning.hold_out([keys[place] for place in hashes], list(hashes.values()), self.settings.validation)
+            side = {place: _SIDES[held] for place, held in zip(hashes, out, strict=True)}
             errors = [one if isinstance(one, PictureError) else None for one in found]
             table = pa.table(
                 {
@@ -246,7 +216,7 @@ class Job:
         return pq.read_table(path)
 
     def _find_spare(self) -> tuple[Row, Any]:
-        """A row that can be asked about, with a white picture: it stands in where there is none, and teaches nothing."""
+        """A row that can be asked about, and a white picture: they stand in where there is none, and teach nothing."""
         for place in range(len(self.learnt)):
             row = self.learnt.row(place, self.dataset)
             with suppress(RowError):
@@ -311,20 +281,15 @@ class Job:
         trainer = self._trainer()
         self.tell({"event": "start", "step": start, "steps": self.steps})
         if checkpoint is None:
-            self._measure_first()
+            self.proof.first()
         with self._signals():
             if start < self.steps:
                 transformers.set_seed(self.settings.seed)  # as if nothing had been measured
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 if trainer.state.global_step < self.steps:
-                    return Report(
-                        self.run.folder,
-                        step=trainer.state.global_step,
-                        steps=self.steps,
-                        interrupted=True,
-                        left_out=self._all_left_out(),
-                    )
-            report = self._measure_last()
+                    done, left_out = trainer.state.global_step, self.all_left_out()
+                    return Report(self.run.folder, done, self.steps, interrupted=True, left_out=left_out)
+        report = self.proof.last()
         self.state.wait_for_everyone()
         return report
 
@@ -345,8 +310,8 @@ class Job:
                 max_steps=self.steps,
                 per_device_train_batch_size=settings.batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
-                max_grad_norm=settings.max_grad_norm,
-                learning_rate=settings.learning_rate,
+                max_grad_norm=settings.max_grad_norm or 0.0,
+                learning_rate=settings.learning_rate or 0.0,
                 seed=settings.seed,
                 bf16=precision == "bfloat16",
                 fp16=precision == "float16",
@@ -356,9 +321,10 @@ class Job:
                 torch_compile=bool(settings.torch_compile),
                 torch_compile_backend=settings.torch_compile or None,
                 deepspeed=settings.deepspeed or None,
-                fsdp=True if settings.fsdp else None,
+                fsdp="full_shard" if settings.fsdp else None,
                 fsdp_config=settings.fsdp or None,
                 dataloader_num_workers=workers,
+                dataloader_multiprocessing_context="fork" if workers else None,  # the model is not copied to them
                 dataloader_pin_memory=self.state.device.type == "cuda",
                 logging_strategy="steps",
                 logging_steps=settings.log_every_n_steps,
@@ -373,6 +339,7 @@ class Job:
             )
         except (ImportError, ValueError) as error:
             raise CutlineError(f"captioner: {str(error).strip().partition(chr(10))[0]}") from None
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several are for several processes
         return CaptionTrainer(self, arguments)
 
     def collate(self, examples: Examples, texts: Sequence[str | None], places: Sequence[int]) -> dict[str, Any]:
@@ -399,120 +366,14 @@ class Job:
                 self.unreadable.add(key)
                 self.tell({"event": "unreadable", "key": key, "error": reason, "detail": detail})
 
-    def _all_left_out(self) -> dict[str, int]:
+    def all_left_out(self) -> dict[str, int]:
+        """Why pictures are not learnt from -> how many."""
         more = {"unreadable on the way": len(self.unreadable)} if self.unreadable else {}
         return {**self.examples.left_out, **more}
 
-    # Measuring.
+    # Saving.
 
-    @contextmanager
-    def aside(self, trainer: CaptionTrainer | None = None) -> Iterator[Any]:
-        """The model as it is used rather than taught; what is done in here leaves the training as it was."""
-        model = self.family.session.model
-        numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-        model.eval()
-        for part in model.modules():
-            if type(part).__name__ == "Linear4bit":
-                part.training = True  # in its other mode bitsandbytes packs the weights anew, and cannot be taught then
-        try:
-            with torch.no_grad(), averaged(trainer.optimizer) if trainer else nullcontext():
-                yield model
-        finally:
-            random.setstate(numbers[0])
-            np.random.set_state(numbers[1])
-            torch.set_rng_state(numbers[2])
-            if devices is not None:
-                torch.cuda.set_rng_state_all(devices)
-
-    def captions(self, examples: Examples, places: Sequence[int]) -> dict[str, str | None]:
-        """What the model says of these pictures; None where that is nothing, or nothing that `annotate` would keep."""
-        rows = (examples.row(place, self.dataset) for place in places)
-        said: dict[str, str | None] = {}
-        for answer in self.family.session(rows):
-            texts = answer.get("texts") or []
-            said[answer["key"]] = texts[0] if texts else None
-        return said
-
-    def sheet(self, said: dict[str, str | None], step: int) -> None:
-        """Draw what was said of the samples, beside what is true."""
-        entries = []
-        for place in self.samples:
-            row = self.shown.row(place, self.dataset)
-            entries.append(Entry(row["picture"], said.get(row["key"]), self.shown.still[place]))
-        if entries:
-            folder = self.run.folder / "samples"
-            folder.mkdir(exist_ok=True)
-            path = folder / f"step-{step:06}.png"
-            contact_sheet(entries, path, title=f"{self.run.folder.name}, step {step:,}", columns=4)
-            self.tell({"event": "sample", "step": step, "sheet": str(path)})
-
-    def sample(self, trainer: CaptionTrainer) -> None:
-        """Caption the samples and draw the sheet."""
-        if self.samples and self.state.is_main_process:
-            with self.aside(trainer):
-                said = self.captions(self.shown, self.samples)
-            self.sheet(said, trainer.state.global_step)
-        self.state.wait_for_everyone()
-
-    def _measure_first(self) -> None:
-        """What the model says before it is taught anything."""
-        if self.state.is_main_process and self.run.read("captions-before.json") is None:
-            with self.aside():
-                said = self.captions(self.held_out, self.measured)
-                shown = said if len(self.held_out) else self.captions(self.learnt, self.samples)
-                missing = [place for place in self.samples if self.shown.keys[place].as_py() not in shown]
-                shown = {**shown, **self.captions(self.shown, missing)}
-            self.run.write("captions-before.json", said)
-            self.sheet(shown, 0)
-        self.state.wait_for_everyone()
-
-    def _measure_last(self) -> Report:
-        """What the best model says, and how far that is better."""
-        metrics = self.run.metrics()
-        losses = {line["step"]: line["held_out_loss"] for line in metrics if "held_out_loss" in line}
-        best = min(losses, key=losses.__getitem__) if losses else self.steps
-        report = Report(self.run.folder, self.steps, self.steps, best, left_out=self._all_left_out())
-        if not self.state.is_main_process:
-            return report
-        self._load_weights(self.run.folder / "best")
-        if self.measured:
-            with self.aside():
-                after = self.captions(self.held_out, self.measured)
-            truth = {self.held_out.keys[place].as_py(): [self.held_out.still[place]] for place in self.measured}
-            before = measure(self.run.read("captions-before.json"), truth, self.embedder)
-            found = measure(after, truth, self.embedder)
-            report.before, report.after, report.embedder = before.scores, found.scores, self.embedder.name
-            report.measured = len(truth)
-            self.run.write("captions-after.json", after)
-            self.run.write(
-                "evaluation.json",
-                {
-                    "pictures": len(truth),
-                    "embedder": self.embedder.name,
-                    "before": before.scores,
-                    "after": found.scores,
-                    "before_intervals": before.intervals(),
-                    "after_intervals": found.intervals(),
-                },
-            )
-        self._draw()
-        self.run.finish({"step": self.steps, "best": best, "held_out_loss": losses.get(best)})
-        return report
-
-    def _load_weights(self, folder: Path) -> None:
-        model = self.family.session.model
-        from safetensors.torch import load_file
-
-        if self.settings.method == "lora":
-            peft.set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-            return
-        weights = {
-            name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()
-        }
-        model.load_state_dict(weights, strict=False)  # weights that are tied are stored once
-
-    def _draw(self) -> None:
+    def draw(self) -> None:
         """Loss and learning rate, as PNG."""
         try:
             from cutline.plots import draw_training
@@ -521,8 +382,6 @@ class Job:
             return
         draw_training(self.run.metrics(), self.run.folder)
 
-    # Saving.
-
     def save(self, trainer: CaptionTrainer, staged: Path) -> None:
         """Publish what the Trainer has left in `staged`."""
         step = trainer.state.global_step
@@ -530,17 +389,14 @@ class Job:
             separate = staged.with_name("model")
             self._describe(separate if separate.exists() else staged, step)
             self.run.publish(staged, step, best=trainer.state.best_global_step, keep=self.settings.keep)
-            self._draw()
+            self.draw()
             self.tell({"event": "saved", "step": step, "folder": str(self.run.folder / "models" / f"step-{step:06}")})
         self.state.wait_for_everyone()
 
     def _describe(self, folder: Path, step: int) -> None:
         """Write what was asked in training, and where this model comes from, beside it."""
-        session = self.family.session
         if self.settings.method == "full":
-            for name in ("processor", "image_processor", "tokenizer"):
-                if hasattr(session, name):
-                    getattr(session, name).save_pretrained(folder)
+            copy_rest(self.asking, folder)
         losses = [line for line in self.run.metrics() if line.get("step") == step and "held_out_loss" in line]
         told = {
             "annotator": self.settings.annotator,
@@ -580,189 +436,8 @@ class Job:
                 signal.signal(number, handler)
 
 
-class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
-    """transformers' Trainer with our loss, order, optimizer and checkpoints."""
-
-    def __init__(self, job: Job, arguments: Any) -> None:
-        self.job = job
-        super().__init__(
-            model=job.family.session.model,
-            args=arguments,
-            train_dataset=_Places(len(job.learnt)),
-            data_collator=lambda places: job.collate(job.learnt, job.learnt.texts(job.epoch), places),
-            compute_loss_func=loss,
-            callbacks=[Cadence(job, self)],
-        )
-        self.remove_callback(transformers.PrinterCallback)
-        self._loss_shifts_labels = False  # ours are aligned with the logits, and all of them count
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return _Order(self.job)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """The cross entropy of a batch's labels, divided by those of the whole step."""
-        self.job.note_unreadable(inputs.pop("unreadable"))
-        labels = inputs.pop("labels")
-        with_processes = 1 if num_items_in_batch is None else self.accelerator.num_processes  # gradients are averaged
-        return loss(model(**inputs), labels, num_items_in_batch) * with_processes
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
-        return 0
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of the settings."""
-        if self.optimizer is None:
-            self.optimizer = self.job.settings.make_optimizer(self.model if model is None else model)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The scheduler of the settings."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = self.job.settings.make_scheduler(optimizer or self.optimizer, num_training_steps)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The held-out loss by token, and which step has the lowest."""
-        job = self.job
-        if not len(job.held_out):
-            return {}
-        size, world = job.settings.batch_size, self.accelerator.num_processes
-        places = np.argsort([len(text) for text in job.held_out.still], kind="stable")
-        places = np.concatenate([places, np.full(-len(places) % (size * world), FILLER, np.int64)])
-        mine = places.reshape(-1, world, size)[:, self.accelerator.process_index]
-        total = torch.zeros(2, dtype=torch.float64)
-        with job.aside(self):
-            for batch in mine.tolist():
-                inputs = self._prepare_inputs(job.collate(job.held_out, job.held_out.still, batch))
-                job.note_unreadable(inputs.pop("unreadable"))
-                labels = inputs.pop("labels")
-                with self.compute_loss_context_manager():
-                    found = loss(self.model_wrapped(**inputs), labels, 1)
-                total += torch.tensor([float(found), int((labels != -100).sum())], dtype=torch.float64)
-        if world > 1:
-            total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
-        held_out_loss = float(total[0] / total[1].clamp(min=1))
-        best = self.state.best_metric
-        if best is None or held_out_loss < best:
-            self.state.best_metric, self.state.best_global_step = held_out_loss, self.state.global_step
-        self.log({"held_out_loss": held_out_loss})
-        return {"eval_loss": held_out_loss}
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """To metrics.jsonl, and whoever else is to be told."""
-        super().log(logs, start_time)
-        if not self.accelerator.is_main_process or "train_runtime" in logs:
-            return
-        told = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0, 4)}
-        told |= {name: value for name, value in logs.items() if name in _NOTED}
-        self.job.run.note(told)
-        self.job.tell({"event": "metrics", **told})
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.job.run.staging)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        staging = self.job.run.staging
-        if self.accelerator.is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-        self.job.state.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        if self.job.settings.optimizer == "schedule_free":  # the weights that are used are not those that are taught
-            with averaged(self.optimizer):
-                self.save_model(str(staging / "model"), _internal_call=True)
-        self.job.state.wait_for_everyone()
-        self.job.save(self, staging / f"checkpoint-{self.state.global_step}")
-
-
-class Cadence(transformers.TrainerCallback):  # type: ignore[misc]
-    """When to measure, sample, save and stop."""
-
-    def __init__(self, job: Job, trainer: CaptionTrainer) -> None:
-        self.job, self.trainer = job, trainer
-        self.started = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.started, self.first = time.monotonic(), state.global_step
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say which epoch it is, before anything of it is asked for."""
-        self.job.epoch = state.global_step // self.job.epoch_steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the Trainer for what is due."""
-        job, step = self.job, state.global_step
-        last = step >= job.steps
-        stopping = self._stopping()
-        seconds = time.monotonic() - self.started
-        job.tell({"event": "step", "step": step, "steps": job.steps, "per_second": (step - self.first) / seconds})
-        if stopping and not last:
-            control.should_save = control.should_training_stop = control.should_log = True
-            return
-        if last or self._due("save", step):
-            control.should_save = control.should_evaluate = control.should_log = True
-        if last or self._due("sample", step):
-            job.sample(self.trainer)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Nothing is due: what was, was asked for at the last step."""
-        control.should_save = control.should_evaluate = control.should_log = False
-
-    def _due(self, what: str, step: int) -> bool:
-        settings = self.job.settings
-        every = getattr(settings, f"{what}_every_n_steps")
-        every = every or getattr(settings, f"{what}_every_n_epochs") * self.job.epoch_steps
-        return bool(step % every == 0)
-
-    def _stopping(self) -> bool:
-        stop = self.job.stop.is_set()
-        if self.job.state.num_processes > 1:  # one is enough, and all have to know
-            flag = torch.tensor([float(stop)], device=self.job.state.device)
-            torch.distributed.all_reduce(flag)
-            stop = bool(flag.item())
-        return stop
-
-
-class _Places(torch.utils.data.Dataset[int]):
-    """Places of pictures: what is in them is opened by `Job.collate`."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, place: int) -> int:
-        return place
-
-
-class _Order(torch.utils.data.Sampler[int]):
-    """The places of this epoch."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def _places(self) -> list[int]:
-        job = self.job
-        batch = job.settings.batch_size * job.state.num_processes
-        return job.learnt.order(job.epoch, step=job.step_size, batch=batch).tolist()  # type: ignore[no-any-return]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._places())
-
-    def __len__(self) -> int:
-        batch = self.job.settings.batch_size * self.job.state.num_processes
-        return -(-len(self.job.learnt) // batch) * batch
-
-
 _SIDES = ("train", "held_out")
 _VERSIONS = ("cutline", "torch", "transformers", "peft", "accelerate")
-_NOTED = ("loss", "learning_rate", "grad_norm", "held_out_loss")
 
 
 def _asking(settings: Captioner, dataset: Dataset, state: Any) -> Any:
@@ -825,7 +500,7 @@ def _silent(event: Any) -> None:
 
 
 def _quieten() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*|torch\.optim.*|peft.*")

@@ -61,7 +61,7 @@ def merge(adapter: Path, out: Path, *, model: str | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         whole = Path(scratch) / "model"
         merged.save_pretrained(whole)
-        _copy_rest(settings, whole)
+        copy_rest(settings, whole)
         _tell(settings, folder, whole)
         whole.rename(out)
     return out
@@ -79,7 +79,7 @@ def _annotator_of(base: str | None) -> str:
     return kind if kind in OWN else "image_text"
 
 
-def _copy_rest(settings: Any, whole: Path) -> None:
+def copy_rest(settings: Any, whole: Path) -> None:
     """Copy what the base has beside its weights, such as its tokenizer."""
     hub: Any = import_module("transformers.utils.hub")
     base = Path(settings.model).expanduser()

@@ -104,7 +104,7 @@ class Run:
         return found[-1] if found else None
 
     def publish(self, staged: Path, step: int, *, best: int | None, keep: int) -> None:
-        """Make what lies in `staged` the checkpoint of this step, and the model in it, or in `model` beside it, its model.
+        """Make what lies in `staged` a checkpoint, and the model in it (or in `model` beside it) that of this step.
 
         Args:
             staged: a whole checkpoint, beside the run's other files.
