@@ -51,7 +51,6 @@ for verb in (
     check,
     evaluate,
     export,
-    merge,
     train,
     merge,
     plugins,
