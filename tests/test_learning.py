@@ -21,10 +21,10 @@ from running import captions, cutline
 TEACH = {
     "target_modules": "self.query,self.key,self.value,output.dense",  # what writes: seeing is nothing new
     "learning_rate": "3e-3",
-    "epochs": 20,
+    "epochs": 10,
     "validation": 0.5,
     "measured": 400,
-    "sample_every_n_epochs": 10,
+    "sample_every_n_epochs": 5,
     "save_every_n_epochs": 5,
     "name": "renamed",
 }
@@ -40,7 +40,7 @@ def test_an_adapter_teaches_other_words(whole_demo: tuple[Path, str], tmp_path: 
     cutline("add", root)
 
     given = [f"-o{name}={value}" for name, value in {"model": captioner, **TEACH}.items()]
-    cutline("train", root, "blip-lora", *given)
+    cutline("train", root, "blip-lora", *given, timeout=400)
     run = root / ".cutline" / "runs" / "renamed"
     measured = json.loads((run / "evaluation.json").read_text("utf-8"))
     rows = pq.read_table(run / "rows.parquet").to_pylist()
