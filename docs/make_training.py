@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "learning-example.md"
 HEADING = "## What it learns: an example\n"
 RUN = Path("scenes", ".cutline", "runs", "renamed")
-MIDDLE_EPOCH = 2
+MIDDLE_EPOCH = 1
 """After which some of the new words are there."""
 
 
@@ -40,13 +40,13 @@ def run_blocks(section: str, desk: Path) -> str:
 
     def fill(block: re.Match[str]) -> str:
         nonlocal printed
-        kind, marks, body = block.groups()
+        kind, body = block.groups()
         if kind == "text":
             return f"```text\n{printed.strip()}\n```"
         printed = run(kind, body, desk)
         return block[0]
 
-    return re.sub(r"^```(sh|python|text)( no-run)?\n(.*?)^```$", fill, section, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```(sh|python|text)(?: no-run)?\n(.*?)^```$", fill, section, flags=re.DOTALL | re.MULTILINE)
 
 
 def run(kind: str, body: str, desk: Path) -> str:
@@ -67,7 +67,7 @@ def run(kind: str, body: str, desk: Path) -> str:
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(f"that ended with {done.returncode}; {PAGE.name} stays as it was")
-    return done.stdout
+    return done.stdout.replace(f"{desk}/", "")
 
 
 def keep_pictures(folder: Path) -> None:
@@ -76,8 +76,9 @@ def keep_pictures(folder: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     sheets = sorted((folder / "samples").glob("*.png"))
     chosen = {"before": sheets[0], "middle": sheets[MIDDLE_EPOCH], "after": sheets[-1]}
-    pictures = {f"sample-{name}": sheet for name, sheet in chosen.items()}
-    for name, source in {**pictures, "loss": folder / "loss.png", "learning-rate": folder / "learning-rate.png"}.items():
+    pictures = {name: folder / f"{name}.png" for name in ("loss", "learning-rate")}
+    pictures |= {f"sample-{name}": sheet for name, sheet in chosen.items()}
+    for name, source in pictures.items():
         with Image.open(source) as image:
             image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
 
