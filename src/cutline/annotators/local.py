@@ -624,6 +624,7 @@ def _quantisation(settings: Local, dtype: torch.dtype) -> Any:
 
 def _adapt(settings: Local, model: Any) -> Any:
     """The model with its adapter on top."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT loads it, and it tells what it has not found
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
