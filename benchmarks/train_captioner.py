@@ -63,7 +63,7 @@ NOTED = 10
 """Steps of which the mean loss is noted."""
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"words": 200, "side": 48, "patch": 8, "hidden": 128, "seen": 2, "said": 1, "heads": 4, "pictures": 320},
+    "tiny": {"words": 200, "side": 48, "patch": 8, "hidden": 128, "seen": 2, "said": 1, "heads": 4, "pictures": 240},
     "small": {"words": 8000, "side": 224, "patch": 16, "hidden": 256, "seen": 6, "said": 4, "heads": 4}
     | {"pictures": 80},
     "base": {"words": 30_520, "side": 384, "patch": 16, "hidden": 768, "seen": 12, "said": 12, "heads": 12}
