@@ -443,14 +443,16 @@ class Job:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C, and the wish of a machine to stop, save first; a second one stops at once."""
+        """Ctrl-C, and the wish of a machine to stop, save first; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, frame: Any) -> None:
             if self.stop.is_set():
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return  # launchers pass SIGTERM on to those who have had it already
             self.stop.set()
             self.tell({"event": "stopping"})
 
