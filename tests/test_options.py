@@ -1127,6 +1127,31 @@ def _(w: World) -> bool:
     )
 
 
+def _merged(w: World, *words: str | Path) -> bool:
+    """Whether a merge writes a model that says what base and adapter said."""
+    out = w.folder / "merged"
+    app(["merge", *map(str, words), str(out), "--model", str(w.blip)], standalone_mode=False)
+    return w.say(model=str(out)) == w.say(adapter=str(w.adapter))
+
+
+@seen("merge adapter")
+def _(w: World) -> bool:
+    return _merged(w, w.adapter)
+
+
+@seen("merge out")
+def _(w: World) -> bool:
+    return refused(lambda: app(["merge", str(w.adapter), str(w.folder)], standalone_mode=False))
+
+
+@seen("merge model")
+def _(w: World) -> bool:
+    nameless = shutil.copytree(w.adapter, w.folder / "nameless")
+    said = nameless / "adapter_config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"base_model_name_or_path": None}))
+    return _merged(w, nameless)
+
+
 @seen("presets kind")
 def _(w: World) -> bool:
     return "recipes " in w.cli("presets") and "recipes " not in w.cli("presets", "prompts")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,16 @@ class CutlineError(Exception):
 
 class OptionError(CutlineError):
     """An option that does not exist, or a value that does not fit it."""
+
+
+class UnknownOption(OptionError):
+    """A name that is none of the options of a plug-in."""
+
+    def __init__(self, plugin: str, named: str, known: Collection[str]) -> None:
+        near = difflib.get_close_matches(named, known, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        super().__init__(f"{plugin} has no option '{named}'.{meant} It has: {', '.join(sorted(known)) or 'none'}.")
+        self.plugin, self.named, self.known = plugin, named, known
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, identity: bool = True, files: bool = False) -> Any:
@@ -60,10 +70,7 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
     name = name or called(plugin)
     for key in values:
         if key not in fields:
-            known = ", ".join(sorted(fields)) or "none"
-            near = difflib.get_close_matches(key, fields, n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise OptionError(f"{name} has no option '{key}'.{meant} It has: {known}.")
+            raise UnknownOption(name, key, fields.keys())
     hints = _hints(plugin)
     made: dict[str, Any] = {}
     for key, value in values.items():

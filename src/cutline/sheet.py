@@ -22,6 +22,8 @@ TEXT, LINE = 15, 19
 
 MOST_LINES = 14
 """Of one text; what is longer ends in an ellipsis."""
+MOST_LETTERS = 1000
+"""More than so many lines hold, however slim the letters."""
 
 INK, FAINT, RIGHT, WRONG, FRAME, PAPER = "#1c2430", "#6b7685", "#1a7f37", "#c62828", "#d8dee6", "#ffffff"
 
@@ -63,8 +65,13 @@ def choose(entries: Sequence[Entry], count: int = 40, *, wrong: int = 8) -> list
     return bad + [good[position * len(good) // room] for position in range(room)]
 
 
-def contact_sheet(entries: Sequence[Entry], out_png: Path, *, title: str = "", columns: int = 8) -> tuple[int, int]:
-    """Draw a contact sheet into a PNG file. Returns its width and height in pixels."""
+def contact_sheet(
+    entries: Sequence[Entry], out_png: Path, *, title: str = "", columns: int = 8, crosses: bool = True
+) -> tuple[int, int]:
+    """Draw a contact sheet into a PNG file. Returns its width and height in pixels.
+
+    Without `crosses`, what has no tick is not called wrong: of prose, there is more than one that is right.
+    """
     columns = max(1, min(columns, len(entries)))
     rows = [entries[start : start + columns] for start in range(0, len(entries), columns)]
     heights = [SIDE + 10 + LINE * max(len(_lines(entry)) for entry in row) + GAP for row in rows]
@@ -77,22 +84,24 @@ def contact_sheet(entries: Sequence[Entry], out_png: Path, *, title: str = "", c
     pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=font)
     for row, tall in zip(rows, heights, strict=True):
         for column, entry in enumerate(row):
-            _draw(sheet, pen, entry, MARGIN + column * (SIDE + GAP), top)
+            _draw(sheet, pen, entry, MARGIN + column * (SIDE + GAP), top, crosses)
         top += tall
     with whole_file(out_png) as file:
         sheet.save(file, "PNG", optimize=True)
     return width, height
 
 
-def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, entry: Entry, x: int, y: int) -> None:
+def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, entry: Entry, x: int, y: int, crosses: bool) -> None:
     if picture := _decode(entry.picture):
         picture.thumbnail((SIDE, SIDE))
         sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
-    frame, line_width = (FRAME, 1) if entry.good else (WRONG, 3)
+    frame, line_width = (WRONG, 3) if crosses and not entry.good else (FRAME, 1)
     pen.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=frame, width=line_width)
     y += SIDE + 10
-    _mark(pen, entry.good, x + 1, y + 2)
+    if entry.good or crosses:
+        _mark(pen, entry.good, x + 1, y + 2)
     for text, colour in _lines(entry):
+        colour = INK if colour == WRONG and not crosses else colour
         pen.text((x + INDENT, y), text, fill=colour, font=ImageFont.load_default(TEXT))
         y += LINE
 
@@ -118,7 +127,7 @@ def _wrap(text: str) -> list[str]:
     font = ImageFont.load_default(TEXT)
     room = SIDE - INDENT
     lines = [""]
-    for word in text.split():
+    for word in text[:MOST_LETTERS].split():
         if font.getlength(f"{lines[-1]} {word}") <= room:
             lines[-1] += f" {word}"
             continue

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cutline import toml_files
 from cutline.annotators.local import (
     Local,
     Search,
@@ -25,6 +26,7 @@ from cutline.annotators.local import (
     not_installed,
 )
 from cutline.annotators.session import Batched, Row, seed_text
+from cutline.annotators.trained import Trained
 from cutline.checks.findings import checked
 from cutline.checks.judging import Policies, judge
 from cutline.options import CutlineError, OptionError, digest, option
@@ -48,7 +50,9 @@ class Blip(Local, Search):
     default_beams: ClassVar[int] = 3
 
     model: str | None = option(None, f"hub name or local folder; the adapter's base, or else {BASE}", files=True)
-    prompt: str = option("", "words with which every caption begins")
+    prompt: str | None = option(
+        None, "words with which every caption begins; those that the weights were trained with, or none"
+    )
     beams: int | None = option(None, "captions searched side by side: 1 is greedy; 3, or 1 with sample=true")
     seed: int | None = option(None, "with sample=true: another number, other captions; 0")
     max_tokens: int = option(75, "a caption is cut after so many tokens")
@@ -69,6 +73,12 @@ class Blip(Local, Search):
             raise OptionError(f"blip: attention={self.attention} is not to be had: transformers has BLIP's eager only")
         Search.__post_init__(self)
         Local.__post_init__(self)
+        if self.prompt is None:
+            object.__setattr__(self, "prompt", "")
+
+    def trained_prompt(self, found: Trained) -> str | None:
+        """The words with which every caption began in training: the `user` of its prompt."""
+        return str(toml_files.read(found.prompt, "prompt").get("user", "")) if found.prompt else None
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""

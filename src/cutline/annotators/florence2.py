@@ -7,6 +7,7 @@ was trained with. Any other text is asked as it is, as fine-tuned models may hav
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -59,6 +60,28 @@ REGION_TASKS = (
 )
 """Tasks that are answered by boxes and outlines, or are about one."""
 
+REMOTE = re.compile(r"(vision_tower|language_model|image_proj_norm|image_pos_embed)\.")
+"""How the names of modules begin in the code that comes with microsoft/Florence-2-…; here with model or lm_head."""
+
+RENAMED = tuple(
+    (re.compile(there), here)
+    for there, here in (
+        (r"^language_model\.lm_head\b", "lm_head"),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^image_proj_norm\b", "model.multi_modal_projector.image_proj_norm"),
+        (r"^image_pos_embed\b", "model.multi_modal_projector.image_position_embed"),
+        (r"^vision_tower\.", "model.vision_tower."),
+        (r"(\.convs\.\d+)\.proj\b", r"\1.conv"),
+        (r"\.(?:window|channel)_attn\.norm\b", ".norm1"),
+        (r"\.ffn\.norm\b", ".norm2"),
+        (r"(\.conv[12])\.fn\.dw\b", r"\1"),
+        (r"\.fn\.net\.", "."),
+        (r"\.fn\.", "."),
+    )
+)
+"""Names of that code's modules, and what the same modules are called in transformers, one change after another. By
+transformers' own script, convert_florence2_original_pytorch_to_hf.py, and the names of its class."""
+
 
 @dataclass(frozen=True)
 class Florence2(Prompted, Local, Search):
@@ -69,15 +92,19 @@ class Florence2(Prompted, Local, Search):
     called: ClassVar[str] = "florence2"
     base: ClassVar[str | None] = BASE
     default_beams: ClassVar[int] = 3
+    default_prompt: ClassVar[str] = "florence2-detailed"
 
-    prompt: str = option(
-        "florence2-detailed", "florence2-caption, -detailed or -more-detailed, or a TOML file with a task's sign"
+    prompt: str | None = option(
+        None,
+        "florence2-caption, -detailed or -more-detailed, or a TOML file with a task's sign; that of the weights' "
+        "training, or else florence2-detailed",
     )
     model: str | None = option(None, f"hub name or local folder; the adapter's base, or else {BASE}", files=True)
     beams: int | None = option(None, "texts searched side by side: 1 is greedy; 3, or 1 with sample=true")
 
     def __post_init__(self) -> None:
-        """Refuse what is known to be wrong before any model is loaded."""
+        """Fill in what was left open and refuse what is known to be wrong before any model is loaded."""
+        Local.__post_init__(self)
         Prompted.__post_init__(self)
         for one in self.asking.one_of or (self.asking,):
             if one.system.strip():
@@ -85,13 +112,26 @@ class Florence2(Prompted, Local, Search):
             if problem := _problem(one.user):
                 raise OptionError(f"florence2: {problem}")
         Search.__post_init__(self)
-        Local.__post_init__(self)
-        owner, _, name = str(self.model).rpartition("/")
-        if owner == "microsoft":
+        if (native := self.native(str(self.model))) != self.model:
             raise OptionError(
                 f"florence2: {self.model} runs by code that comes with it, which is not run here; the same weights for "
-                f"the class in transformers are -o model={NATIVE}{name}"
+                f"the class in transformers are -o model={native}"
             )
+
+    @classmethod
+    def native(cls, base: str) -> str:
+        """The same weights for the class in transformers, where these are for code that comes with them."""
+        owner, _, name = base.rpartition("/")
+        return NATIVE + name if owner == "microsoft" else base
+
+    def renamed(self, weight: str) -> str:
+        """An adapter's weight on the class in transformers, where it was trained on the code that came with a model."""
+        start, sign, name = weight.partition("base_model.model.")
+        if start or not REMOTE.match(name):
+            return weight
+        for there, here in RENAMED:
+            name = there.sub(here, name)
+        return sign + name
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""

@@ -72,16 +72,21 @@ class ImageText(Prompted, Local, Search):
     workers: ClassVar[Literal["device", "core"]] = "device"
     called: ClassVar[str] = "image_text"
 
+    prompt: str | None = option(
+        None,
+        "a prompt (`cutline presets prompts` lists them), or a TOML file; that of the weights' training, or else plain",
+    )
     max_tokens: int = option(1000, "an answer is cut after so many tokens")
     min_pixels: int | None = option(
-        None, "smaller pictures are scaled up to so many pixels; by default the model's own"
+        None, "smaller pictures are scaled up to so many pixels; by default as in training, or the model's own"
     )
     max_pixels: int | None = option(
-        None, "larger pictures are scaled down to so many pixels; by default the model's own"
+        None, "larger pictures are scaled down to so many pixels; by default as in training, or the model's own"
     )
 
     def __post_init__(self) -> None:
-        """Refuse what is known to be wrong before any model is loaded."""
+        """Fill in what was left open and refuse what is known to be wrong before any model is loaded."""
+        Local.__post_init__(self)
         for name in ("min_pixels", "max_pixels"):
             if (given := getattr(self, name)) is not None and given < 1:
                 raise OptionError(f"image_text: {name}={given} does not fit: it is at least 1")
@@ -89,7 +94,6 @@ class ImageText(Prompted, Local, Search):
             raise OptionError(f"image_text: min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
         Prompted.__post_init__(self)
         Search.__post_init__(self)
-        Local.__post_init__(self)
 
     def request(self, row: Row) -> dict[str, Any]:
         """What is asked of the model for this row; its digest becomes the row's `request`."""

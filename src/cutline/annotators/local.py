@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cutline.annotators import trained
 from cutline.annotators.prompted import AGAIN_TEMPERATURE, Asked
 from cutline.annotators.session import Batched, Row, RowError, seed_number
 from cutline.options import CutlineError, OptionError, digest, option
@@ -45,19 +48,26 @@ TOKENS = (
 )
 """What a model's generation_config.json says of its tokens: which begin, end and fill, and which are never said."""
 
+ADAPTED = re.compile(r"base_model\.model\.(.+?)\.lora_")
+"""A weight of a LoRA, and within it the module of the model that it is for."""
+
 
 @dataclass(frozen=True)
 class Local:
-    """The options of an annotator with weights of its own. A subclass's `__post_init__` calls that of this class."""
+    """The options of an annotator with weights of its own. A subclass's `__post_init__` calls that of this class, and
+    before that of `Prompted`, as weights may bring their prompt.
+    """
 
     called: ClassVar[str]
     """The annotator's name, with which its errors begin."""
     base: ClassVar[str | None] = None
     """The model where none is named, and no adapter names its own."""
 
-    model: str | None = option(None, "hub name or local folder; without one, the adapter's base", files=True)
+    model: str | None = option(None, "hub name, local folder or run; without one, the adapter's base", files=True)
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
-    adapter: str | None = option(None, "folder of a PEFT adapter (LoRA and its kin)", files=True)
+    adapter: str | None = option(
+        None, "a run of cutline train, or folder of a PEFT adapter (LoRA, its kin)", files=True
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "number format of the weights, and of computing with quantised ones; auto: as they are stored"
     )
@@ -74,7 +84,11 @@ class Local:
     device: str = option("auto", "auto, cpu, cuda:0, mps", identity=False)
 
     def __post_init__(self) -> None:
-        """Fill in what was left open and refuse what is known to be wrong."""
+        """Fill in what was left open and refuse what is known to be wrong.
+
+        Weights that were trained here bring what they were trained with: a subclass whose `prompt`, `min_pixels` or
+        `max_pixels` are None finds them filled in by this.
+        """
         for name in ("batch_size", "threads"):
             if (given := getattr(self, name)) != "auto" and given < 1:
                 raise OptionError(f"{self.called}: {name}={given} does not fit: it is at least 1")
@@ -82,29 +96,73 @@ class Local:
             raise OptionError(
                 f"{self.called}: attention=flash_attention_2 does not work in float32; add -o dtype=bfloat16"
             )
+        found = self._find_weights("adapter")
         if not self.model:
             base, revision = self._adapters_base() if self.adapter else (self.base, None)
             if not base:
                 raise OptionError(f"{self.called} needs a model: -o model=HUB/NAME or -o model=FOLDER")
             object.__setattr__(self, "model", base)
             object.__setattr__(self, "revision", self.revision or revision)
+        # An adapter on top of a model that was trained, too, is asked as the adapter was.
+        found = self._find_weights("model", take=found is None) or found
         there = Path(str(self.model)).expanduser()
         if not there.exists() and (str(self.model).startswith((".", "/", "~")) or str(self.model).count("/") > 1):
             raise OptionError(f"{self.called}: model={self.model}: there is no such folder. Give one: -o model=FOLDER")
         if self.revision and there.exists():
             raise OptionError(f"{self.called}: revision={self.revision} has no effect on the local folder {self.model}")
 
+    def _find_weights(self, name: Literal["adapter", "model"], *, take: bool = True) -> trained.Trained | None:
+        """Put in place of a run its weights, and of what was left open what these were trained with."""
+        if not (given := getattr(self, name)):
+            return None
+        named = Path(given).expanduser()
+        folder = trained.weights_of(named)
+        if folder != named:
+            object.__setattr__(self, name, str(folder))
+        whole, adapter = (folder / "config.json").is_file(), (folder / trained.ADAPTER).is_file()
+        if name == "adapter" and whole and not adapter:
+            raise OptionError(f"{self.called}: {given} is a whole model and no adapter: -o model={given}")
+        if name == "model" and adapter and not whole:
+            raise OptionError(f"{self.called}: {given} is an adapter and no whole model: -o adapter={given}")
+        found = trained.read(folder)
+        if found and found.annotator != self.called:
+            raise OptionError(
+                f"{self.called}: {given} was trained for another annotator: "
+                f"cutline annotate DATASET {found.annotator} -o {name}={given}"
+            )
+        if found and take:
+            said = {pixels: found.options.get(pixels) for pixels in ("min_pixels", "max_pixels")}
+            for left, value in {**said, "prompt": self.trained_prompt(found)}.items():
+                if value is not None and getattr(self, left, "") is None:
+                    object.__setattr__(self, left, value)
+        return found
+
+    def trained_prompt(self, found: trained.Trained) -> str | None:
+        """What `prompt` is where none is given with weights that were trained here."""
+        return str(found.prompt) if found.prompt else None
+
+    @classmethod
+    def native(cls, base: str) -> str:
+        """The model that an adapter's word of its base means; a subclass may know another home of the same weights."""
+        return base
+
+    def renamed(self, weight: str) -> str:
+        """What an adapter's weight is called on the model's class here; a subclass may know names of another class."""
+        return weight
+
     def _adapters_base(self) -> tuple[str | None, str | None]:
         """The model that the adapter was trained on and its revision, by the adapter's own word."""
-        path = Path(str(self.adapter)).expanduser() / "adapter_config.json"
+        folder = Path(str(self.adapter)).expanduser()
         try:
-            config = json.loads(path.read_text("utf-8"))
-            return config["base_model_name_or_path"] or self.base, config.get("revision")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CutlineError(
-                f"{self.called}: {self.adapter} is no folder of a PEFT adapter ({path.name}: {error}). One on the hub "
-                f"comes here by: hf download {self.adapter} --local-dir FOLDER"
-            ) from None
+            config = trained.read_adapter(folder)
+        except CutlineError as error:
+            raise CutlineError(f"{self.called}: {error}") from None
+        said = config["base_model_name_or_path"]
+        base, revision = (said, config.get("revision")) if said else (self.base, None)
+        if found := trained.read(folder):
+            base, revision = found.base or base, found.revision if found.base else revision
+        native = base and self.native(base)
+        return native, revision if native == base else None
 
     def weights(self) -> dict[str, Any]:
         """Which weights are asked, for a request."""
@@ -496,7 +554,13 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
     if settings.adapter:
         model = _adapt(settings, model)
     if merged:
-        model = model.merge_and_unload().to(device=device, dtype=dtype)
+        try:
+            model = model.merge_and_unload().to(device=device, dtype=dtype)
+        except (NotImplementedError, ValueError) as error:  # as of a convolution in groups
+            raise CutlineError(
+                f"{settings.called}: the adapter {settings.adapter} cannot be put into {settings.model}: "
+                f"{_first_line(error)}"
+            ) from None
     _forget_search(model)
     return model.eval()
 
@@ -560,14 +624,12 @@ def _adapt(settings: Local, model: Any) -> Any:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise not_installed(settings, error) from None
-    folder = str(Path(str(settings.adapter)).expanduser())
+    folder = Path(str(settings.adapter)).expanduser()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _with_names_here(settings, folder) as named:
             warnings.simplefilter("ignore")  # about what PEFT and transformers will rename
-            adapted = PeftModel(model, PeftConfig.from_pretrained(folder))
-            if not (Path(folder) / "adapter_model.safetensors").exists():
-                raise ValueError("it has no adapter_model.safetensors, and pickles (.bin) are not read.")
-            loading = adapted.load_adapter(folder, "default")
+            adapted = PeftModel(model, PeftConfig.from_pretrained(str(named)))
+            loading = adapted.load_adapter(str(named), "default")
         misfits = [*loading.missing_keys, *loading.unexpected_keys]
         if misfits:
             raise ValueError(f"{len(misfits)} of its weights, such as {misfits[0]}, do not match.")
@@ -577,6 +639,29 @@ def _adapt(settings: Local, model: Any) -> Any:
             f"{settings.called}: the adapter {settings.adapter} does not fit {settings.model}: {_first_line(error)} "
             "Give the model that it was trained on: -o model=…"
         ) from None
+
+
+@contextmanager
+def _with_names_here(settings: Local, folder: Path) -> Iterator[Path]:
+    """The adapter's folder, or a passing copy of it with the names that weights have on the model's class here."""
+    from safetensors.torch import load_file, save_file
+
+    if not (folder / trained.ADAPTER_WEIGHTS).exists():
+        raise ValueError(f"it has no {trained.ADAPTER_WEIGHTS}, and pickles (.bin) are not read.")
+    weights = load_file(folder / trained.ADAPTER_WEIGHTS)
+    renamed = {settings.renamed(name): weight for name, weight in weights.items()}
+    if renamed.keys() == weights.keys():
+        yield folder
+        return
+    config = trained.read_adapter(folder)
+    # What was matched by parts of names is said by whole ones, as parts may match more or less here.
+    config["target_modules"] = sorted({found[1] for name in renamed if (found := ADAPTED.match(name))})
+    config.update(dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")))
+    with tempfile.TemporaryDirectory() as scratch:
+        named = Path(scratch)
+        save_file(renamed, named / trained.ADAPTER_WEIGHTS)
+        (named / trained.ADAPTER).write_text(json.dumps(config), "utf-8")
+        yield named
 
 
 @contextmanager

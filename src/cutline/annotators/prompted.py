@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from cutline import schemas
 from cutline.annotators.session import Row, RowError, seed_number, seed_text
@@ -67,7 +67,10 @@ class Asking(Protocol):
 class Prompted:
     """The options of an annotator that asks."""
 
-    prompt: str = option("plain", "a prompt (`cutline presets prompts` lists them), or a TOML file")
+    default_prompt: ClassVar[str] = "plain"
+    """Where none is given, and no weights bring one."""
+
+    prompt: str | None = option("plain", "a prompt (`cutline presets prompts` lists them), or a TOML file")
     user: str | None = option(None, "what is asked, in place of the prompt's: a template such as 'Describe {tags}.'")
     system: str | None = option(None, "what the model is told that it is, in place of the prompt's")
     tags: tuple[str, ...] = option(
@@ -76,7 +79,9 @@ class Prompted:
     seed: int = option(0, "another number, other draws: of prompts, and of words where they are drawn")
 
     def __post_init__(self) -> None:
-        """Refuse a prompt that cannot be."""
+        """Fill in what was left open and refuse a prompt that cannot be."""
+        if self.prompt is None:
+            object.__setattr__(self, "prompt", self.default_prompt)
         self.asking  # noqa: B018  which reads it
         for layer in self.tags:
             if not layer.startswith("tags/"):
@@ -85,7 +90,7 @@ class Prompted:
     @functools.cached_property
     def asking(self) -> Prompt:
         """The prompt, with what `user` and `system` put in place of its own."""
-        found = find_prompt(self.prompt)
+        found = find_prompt(str(self.prompt))
         given = {name: text for name in ("user", "system") if (text := getattr(self, name)) is not None}
         if given and found.one_of:
             raise OptionError(

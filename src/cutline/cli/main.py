@@ -17,7 +17,10 @@ from cutline.cli import (
     check,
     compact,
     demo,
+    evaluate,
     export,
+    former,
+    merge,
     plugins,
     presets,
     preview,
@@ -37,8 +40,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, add, status, stats, show, preview, annotate, check, export, train, plugins, presets, sql, compact):
-    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+for verb in (
+    demo,
+    add,
+    status,
+    stats,
+    show,
+    preview,
+    annotate,
+    check,
+    evaluate,
+    export,
+    train,
+    merge,
+    plugins,
+    presets,
+    sql,
+    compact,
+):
+    app.command(verb.__name__.rpartition(".")[2], cls=former.Verb)(verb.run)
 
 
 @app.callback(invoke_without_command=True)

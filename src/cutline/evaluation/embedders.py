@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,13 +65,14 @@ class Lexical:
             counts = np.bincount(np.array(places, np.int64), minlength=rows * _WIDTH).reshape(rows, _WIDTH)
             found[start : start + rows] = counts
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.divide(found, lengths, out=found, where=lengths > 0)
+        np.divide(found, lengths, out=found, where=lengths > 0)
+        return found
 
     def _places(self, word: str) -> list[int]:
         if word not in self._known:
             marked = f"<{word}>"
             features = [word, *(marked[start : start + 3] for start in range(len(marked) - 2))]
-            self._known[word] = [zlib.crc32(feature.encode()) % _WIDTH for feature in features]
+            self._known[word] = [zlib.crc32(feature.encode("utf-8", "surrogatepass")) % _WIDTH for feature in features]
         return self._known[word]
 
 
@@ -79,39 +80,29 @@ class SentenceTransformer:
     """A model of sentence-transformers, by its name on the Hugging Face hub or as a folder."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        self.name = name
-        self._device = device
-
-    @cached_property
-    def _model(self) -> Any:
-        try:
-            import sentence_transformers
-        except ImportError:
-            raise CutlineError(
-                f"the embedder {self.name} needs sentence-transformers: pip install sentence-transformers"
-            ) from None
-        folder = Path(self.name).expanduser()
+        folder = Path(name).expanduser()
+        if find_spec("sentence_transformers") is None:
+            raise CutlineError(f"the embedder {name} needs sentence-transformers: pip install sentence-transformers")
         if folder.is_dir():
             _refuse_pickles(folder)
-        elif self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
-            raise CutlineError(f"there is no folder {self.name} with an embedder")
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise CutlineError(f"there is no folder {name} with an embedder")
+        self.name = name
+        import sentence_transformers
+
         try:
-            return sentence_transformers.SentenceTransformer(
-                str(folder) if folder.is_dir() else self.name,
-                device=None if self._device == "auto" else self._device,
+            self._model: Any = sentence_transformers.SentenceTransformer(
+                str(folder) if folder.is_dir() else name,
+                device=None if device == "auto" else device,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CutlineError(
-                f"the embedder {self.name} cannot be loaded: {said} Give the name of a sentence-transformers model on "
+                f"the embedder {name} cannot be loaded: {said}. Give the name of a sentence-transformers model on "
                 "the hub, a folder with one, or nothing to compare by spelling"
             ) from None
-
-    def load(self) -> None:
-        """Load the model now, and say now where it cannot be. Raises CutlineError."""
-        self._model  # noqa: B018
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """(texts, the model's width), rows of length 1."""
@@ -131,13 +122,9 @@ def find_embedder(name: str = "", device: str = "auto") -> Embedder:
         device: `auto`, `cpu`, `cuda`, `cuda:1` …, where a model runs.
 
     Raises:
-        CutlineError: sentence-transformers is not installed, or the model cannot be loaded.
+        CutlineError: sentence-transformers is not installed, or the model cannot be loaded, or its weights are pickles.
     """
-    if name in ("", LEXICAL):
-        return Lexical()
-    found = SentenceTransformer(name, device)
-    found.load()
-    return found
+    return Lexical() if name in ("", LEXICAL) else SentenceTransformer(name, device)
 
 
 def _refuse_pickles(folder: Path) -> None:

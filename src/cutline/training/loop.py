@@ -43,6 +43,7 @@ from cutline.training import examples as learning
 from cutline.training.captioner import Captioner, Events, Report
 from cutline.training.examples import FILLER, Examples
 from cutline.training.families import Family, open_family
+from cutline.training.merge import copy_rest
 from cutline.training.proof import Proof
 from cutline.training.runs import Run
 from cutline.training.trainer import CaptionTrainer
@@ -142,11 +143,16 @@ class Job:
                 if not any(name == target or name.endswith(f".{target}") for name in names):
                     raise CutlineError(f"captioner: target_modules: no layer is called {target}. {_layers(model)}")
         if settings.quantize:
+<<<<<<< HEAD
             # What it would do for activation checkpointing is for the reentrant kind, and BLIP cannot bear it.
             model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+=======
+            prepare: Any = peft.prepare_model_for_kbit_training
+            model = prepare(model, use_gradient_checkpointing=False)  # the Trainer sees to that
+>>>>>>> main
         config = peft.LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # 1.5 is as good as 2
             lora_dropout=settings.dropout,
             use_rslora=settings.rslora,
             use_dora=settings.dora,
@@ -161,9 +167,9 @@ class Job:
         except ValueError as error:  # no layer matches, or one of a kind that cannot have an adapter
             raise CutlineError(f"captioner: target_modules={given} does not fit: {error} {_layers(model)}") from None
         self.layers = Counter(re.sub(r"\b\d+\b", "*", name) for name in adapted.targeted_module_names)
-        config = adapted.peft_config["default"]
+        saved = adapted.peft_config["default"]
         if Path(str(self.asking.model)).expanduser().exists():
-            config.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
+            saved.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
         return adapted
 
     def look(self, *, write: bool) -> None:
@@ -199,13 +205,9 @@ class Job:
                 self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})
             )
             keys = self.examples.keys.to_pylist()
-            good = [place for place, one in enumerate(found) if not isinstance(one, PictureError)]
-            out = learning.hold_out(
-                [keys[place] for place in good],
-                [int(found[place]) for place in good],
-                self.settings.validation,  # type: ignore[arg-type]
-            )
-            side = {place: _SIDES[held] for place, held in zip(good, out, strict=True)}
+            hashes = {place: one for place, one in enumerate(found) if not isinstance(one, PictureError)}
+            out = learning.hold_out([keys[place] for place in hashes], list(hashes.values()), self.settings.validation)
+            side = {place: _SIDES[held] for place, held in zip(hashes, out, strict=True)}
             errors = [one if isinstance(one, PictureError) else None for one in found]
             table = pa.table(
                 {
@@ -238,7 +240,7 @@ class Job:
             raise CutlineError(f"{len(found):,} pictures cannot be opened, and strict=true refuses them: {names}")
 
     def _find_spare(self) -> tuple[Row, Any]:
-        """A row that can be asked about, with a white picture: it stands in where there is none, and teaches nothing."""
+        """A row that can be asked about, and a white picture: they stand in where there is none, and teach nothing."""
         for place in range(len(self.learnt)):
             row = self.learnt.row(place, self.dataset)
             with suppress(RowError):
@@ -332,8 +334,8 @@ class Job:
                 max_steps=self.steps,
                 per_device_train_batch_size=settings.batch_size,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
-                max_grad_norm=settings.max_grad_norm,
-                learning_rate=settings.learning_rate,
+                max_grad_norm=settings.max_grad_norm or 0.0,
+                learning_rate=settings.learning_rate or 0.0,
                 seed=settings.seed,
                 bf16=precision == "bfloat16",
                 fp16=precision == "float16",
@@ -343,9 +345,10 @@ class Job:
                 torch_compile=bool(settings.torch_compile),
                 torch_compile_backend=settings.torch_compile or None,
                 deepspeed=settings.deepspeed or None,
-                fsdp=True if settings.fsdp else None,
+                fsdp="full_shard" if settings.fsdp else None,
                 fsdp_config=settings.fsdp or None,
                 dataloader_num_workers=workers,
+                dataloader_multiprocessing_context="fork" if workers else None,  # the model is not copied to them
                 dataloader_pin_memory=self.state.device.type == "cuda",
                 logging_strategy="steps",
                 logging_steps=settings.log_every_n_steps,
@@ -360,6 +363,7 @@ class Job:
             )
         except (ImportError, ValueError) as error:
             raise CutlineError(f"captioner: {str(error).strip().partition(chr(10))[0]}") from None
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several are for several processes
         return CaptionTrainer(self, arguments)
 
     def collate(self, examples: Examples, texts: Sequence[str | None], places: Sequence[int]) -> dict[str, Any]:
@@ -418,11 +422,8 @@ class Job:
 
     def _describe(self, folder: Path, step: int) -> None:
         """Write what was asked in training, and where this model comes from, beside it."""
-        session = self.family.session
         if self.settings.method == "full":
-            for name in ("processor", "image_processor", "tokenizer"):
-                if hasattr(session, name):
-                    getattr(session, name).save_pretrained(folder)
+            copy_rest(self.asking, folder)
         losses = [line for line in self.run.metrics() if line.get("step") == step and "held_out_loss" in line]
         told = {
             "annotator": self.settings.annotator,
@@ -549,7 +550,7 @@ def _silent(event: Any) -> None:
 
 
 def _quieten() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*|torch\.optim.*|peft.*")

@@ -60,7 +60,7 @@ class Optimising:
             """lora or full."""
 
         @property
-        def precision(self) -> str:
+        def precision(self) -> str | None:
             """The number format of computing."""
 
         @property

@@ -77,7 +77,7 @@ class Proof:
             folder = job.run.folder / "samples"
             folder.mkdir(exist_ok=True)
             path = folder / f"step-{step:06}.png"
-            contact_sheet(entries, path, title=f"{job.run.folder.name}, step {step:,}", columns=4)
+            contact_sheet(entries, path, title=f"{job.run.folder.name}, step {step:,}", columns=4, crosses=False)
             job.tell({"event": "sample", "step": step, "sheet": str(path)})
 
     def sample(self, trainer: CaptionTrainer) -> None:

@@ -22,7 +22,7 @@ NOTED = ("loss", "learning_rate", "grad_norm", "held_out_loss")
 """What of the Trainer's figures metrics.jsonl has."""
 
 
-class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
+class CaptionTrainer(transformers.Trainer):
     """transformers' Trainer with our loss, order, optimizer and checkpoints."""
 
     def __init__(self, job: Job, arguments: Any) -> None:
@@ -57,10 +57,11 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer of the settings."""
         if self.optimizer is None:
-            settings = self.job.settings
-            self.optimizer = settings.make_optimizer(self.model if model is None else model)
+            settings, trained = self.job.settings, self.model if model is None else model
+            assert trained is not None
+            self.optimizer = settings.make_optimizer(trained)
             settings.attach(
-                self.model,
+                trained,
                 self.optimizer,
                 step=lambda: self.state.global_step,
                 sync=lambda: self.accelerator.sync_gradients,
@@ -70,7 +71,8 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the settings."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = self.job.settings.make_scheduler(optimizer or self.optimizer, num_training_steps)
+            changed: Any = optimizer or self.optimizer
+            self.lr_scheduler = self.job.settings.make_scheduler(changed, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -86,7 +88,7 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
         total = torch.zeros(2, dtype=torch.float64)
         with job.proof.aside(self):
             for batch in mine.tolist():
-                inputs = self._prepare_inputs(job.collate(job.held_out, job.held_out.still, batch))
+                inputs: Any = self._prepare_inputs(job.collate(job.held_out, job.held_out.still, batch))
                 job.note_unreadable(inputs.pop("unreadable"))
                 labels = inputs.pop("labels")
                 with self.compute_loss_context_manager():
@@ -133,7 +135,7 @@ class CaptionTrainer(transformers.Trainer):  # type: ignore[misc]
         self.job.save(self, staging / f"checkpoint-{self.state.global_step}")
 
 
-class Cadence(transformers.TrainerCallback):  # type: ignore[misc]
+class Cadence(transformers.TrainerCallback):
     """When to measure, sample, save and stop."""
 
     def __init__(self, job: Job, trainer: CaptionTrainer) -> None:
@@ -211,5 +213,5 @@ class _Order(torch.utils.data.Sampler[int]):
         return iter(self._places())
 
     def __len__(self) -> int:
-        batch = self.job.settings.batch_size * self.job.state.num_processes
+        batch: int = self.job.settings.batch_size * self.job.state.num_processes
         return -(-len(self.job.learnt) // batch) * batch

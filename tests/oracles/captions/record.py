@@ -19,7 +19,8 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU
 
 HERE = Path(__file__).parent
-VOCABULARY = "a the red blue dog cat sits runs on under table grass with hat and two left of man's 3.5 über 猫 собака".split()
+WORDS = "a the red blue dog cat sits runs on under table grass with hat and two left of man's 3.5 über 猫 собака"
+VOCABULARY = WORDS.split()
 
 BY_HAND: dict[str, dict[str, tuple[str, list[str]]]] = {
     "odd": {
