@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from cutline import options, registry
-from cutline.dataset import Dataset
-from cutline.demo.scenes import Scene, scenes
+from cutline import options
 from cutline.training.captioner import Captioner
 from running import environment, events
+from trainings import make_scenes
 
 RANKS = """
 import json, os, signal, sys
@@ -58,25 +57,30 @@ print(json.dumps({"event": "end", "rank": rank, "interrupted": report.interrupte
 """Teaches as the command does, keeps what each rank has learnt, and may send one of them a signal at a step."""
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
 
 # An orthogonal beginning has both matrices other than 0: there is something that an error can be relative to.
-GIVEN: dict[str, Any] = {
-    **{"target_modules": "query,value", "dropout": 0.0, "init": "orthogonal", "learning_rate": 1e-4},
-    **{"batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 6, "save_every_n_steps": 2},
-    **{"validation": 0.2, "measured": 0, "samples": 1, "log_every_n_steps": 1, "device": "cpu"},
+GIVEN = {
+    "target_modules": "query,value",
+    "init": "orthogonal",
+    "dropout": 0.0,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 6,
+    "save_every_n_steps": 2,
+    "validation": 0.2,
+    "measured": 0,
+    "samples": 1,
+    "log_every_n_steps": 1,
+    "device": "cpu",
 }
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one_and_go_on_when_one_has_died(tmp_path: Path) -> None:
-    pictures, base = tmp_path / "scenes", tiny.save_blip(tmp_path / "base")
-    pictures.mkdir()
-    for number, scene in enumerate(_scenes(15)):  # 12 or so to learn from: not a multiple of 4
-        scene.draw(64).save(pictures / f"{number:02}.png")
-        (pictures / f"{number:02}.txt").write_text(scene.caption + " and a star" * (number % 4))
-    dataset = Dataset(pictures)
-    dataset.add(options.fill(registry.load("sources", "folder"), {"path": pictures}))
+    base = tiny.save_blip(tmp_path / "base")
+    dataset = make_scenes(tmp_path / "scenes", 15)  # of which 4 at once is no whole number of steps
+    pictures = dataset.root
     given = {"annotator": "blip", "model": str(base), **GIVEN}
     launcher = tmp_path / "ranks.py"
     launcher.write_text(RANKS)
@@ -104,9 +108,8 @@ def test_two_processes_agree_with_one_and_go_on_when_one_has_died(tmp_path: Path
     pairs = list(zip(_metrics(runs / "whole"), _metrics(one), strict=True))
     assert len(pairs) == 6
     for mine, theirs in pairs:
-        assert mine == pytest.approx(theirs, rel=1e-6)
-        assert "loss" in mine
-        assert "grad_norm" in mine
+        assert {"loss", "grad_norm"} <= mine.keys()
+        assert mine == pytest.approx({**theirs, "epoch": mine["epoch"]}, rel=1e-6)
 
     # A rank dies: the launcher ends the other. Another time a machine is taken away: all ranks save and stop.
     died = launch("torn", "torn", "1", 3, signal.SIGKILL)
@@ -137,11 +140,6 @@ def test_the_slurm_script_is_one() -> None:
     text = script.read_text("utf-8")
     assert re.search(r"^#SBATCH --requeue$", text, re.M)
     assert re.search(r"^#SBATCH --signal=B:TERM@\d+$", text, re.M)
-
-
-def _scenes(count: int) -> list[Scene]:
-    found = scenes(0)
-    return [next(found) for _ in range(count)]
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -143,13 +143,8 @@ class Job:
                 if not any(name == target or name.endswith(f".{target}") for name in names):
                     raise CutlineError(f"captioner: target_modules: no layer is called {target}. {_layers(model)}")
         if settings.quantize:
-<<<<<<< HEAD
-            # What it would do for activation checkpointing is for the reentrant kind, and BLIP cannot bear it.
-            model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-=======
             prepare: Any = peft.prepare_model_for_kbit_training
             model = prepare(model, use_gradient_checkpointing=False)  # the Trainer sees to that
->>>>>>> main
         config = peft.LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,  # type: ignore[arg-type]  # 1.5 is as good as 2
@@ -504,7 +499,7 @@ def _refuse_setup(settings: Captioner, state: Any) -> None:
     if settings.torch_compile:
         if settings.torch_compile not in torch.compiler.list_backends(exclude_tags=()):
             known = ", ".join(torch.compiler.list_backends())
-            raise CutlineError(f"captioner: torch_compile={settings.torch_compile} is no backend of torch; take {known}")
+            raise CutlineError(f"captioner: torch_compile={settings.torch_compile} is no backend; there are {known}")
 
 
 def _identity(settings: Captioner, recipe: Recipe, asking: Any, examples: Examples, processes: int) -> dict[str, Any]:
