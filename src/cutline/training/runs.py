@@ -138,7 +138,7 @@ class Run:
         Args:
             staged: a whole checkpoint, beside the run's other files.
             step: at which optimizer step it was saved.
-            best: the step of the best model so far.
+            best: the step of the best model so far; None where nothing is held out, and the newest is taken for it.
             keep: how many models are kept beside the best one; of checkpoints it is the newest alone.
         """
         name = f"step-{step:06}"
@@ -163,10 +163,8 @@ class Run:
             source.rename(target)
             sync_folder(target.parent)
         _point(self.folder / "last", f"models/{name}")
-        if best is not None and (self.folder / "models" / f"step-{best:06}").exists():
-            _point(self.folder / "best", f"models/step-{best:06}")
-        elif not (self.folder / "best").exists():
-            _point(self.folder / "best", f"models/{name}")
+        known = best is not None and (self.folder / "models" / f"step-{best:06}").exists()
+        _point(self.folder / "best", f"models/step-{best:06}" if known else f"models/{name}")
         self._rotate(keep)
 
     def _rotate(self, keep: int) -> None:
