@@ -24,6 +24,7 @@ from PIL import Image
 import server_options
 import tiny
 import tiny_tipo
+import train_options
 from cutline import options, registry
 from cutline.annotators.session import Row, RowError
 from cutline.cli.main import app
@@ -438,6 +439,9 @@ PLUGINS: dict[str, Seen] = {
 # -- server (tests/server_options.py) --
 PLUGINS |= server_options.SEEN
 
+# -- captioner (tests/train_options.py) --
+PLUGINS |= train_options.SEEN
+
 
 def _takes(world: World, **given: Any) -> float:
     import time
@@ -448,7 +452,7 @@ def _takes(world: World, **given: Any) -> float:
 
 
 def plugin_options() -> Iterator[str]:
-    for group in ("sources", "annotators", "exports"):
+    for group in ("sources", "annotators", "exports", "trainings"):
         for name in registry._BUILT_IN[group]:
             for entry in dataclasses.fields(registry.load(group, name)):
                 yield f"{group} {name} {entry.name}"
@@ -492,6 +496,7 @@ def _required(group: str, plugin: str) -> dict[str, str]:
         "sources": {"path": "."},
         "annotators image_text": {"model": "."},
         "annotators server": server_options.REQUIRED,
+        "trainings captioner": train_options.REQUIRED,
     }
     return needed.get(group) or needed.get(f"{group} {plugin}") or {}
 
@@ -667,7 +672,7 @@ PLUGINS |= {
 }
 
 
-COMMANDS: dict[str, Seen] = {}
+COMMANDS: dict[str, Seen] = {**train_options.COMMANDS}
 
 
 def seen(name: str) -> Callable[[Seen], Seen]:

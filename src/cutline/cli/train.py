@@ -35,7 +35,7 @@ def run(
     name = Path(preset).stem
     with _Shown(log_json) as events:
         report = made.train(Dataset(dataset), preset=name, where=where, dry_run=dry_run, events=events)
-    if log_json:
+    if log_json and events.told:  # of several processes, one speaks
         from dataclasses import asdict
 
         print_json({"event": "end", **asdict(report)})

@@ -7,7 +7,9 @@ model is a prompt, and both, with the pictures, go the ways of `annotate`: what 
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +46,7 @@ class Report:
     """It was finished before, and nothing was done."""
 
 
-_PROMPT = ("prompt", "user", "system", "tags", "min_pixels", "max_pixels")
+_ASKED = ("prompt", "user", "system", "tags", "min_pixels", "max_pixels", "attention", "quantize")
 _ADAPTER = ("rank", "alpha", "dropout", "rslora", "dora", "init", "target_modules")
 _TRACKERS = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "all": ("tensorboard", "wandb")}
 
@@ -131,10 +133,12 @@ class Captioner(Optimising):
             self._at_least(name, 1)
         for name in ("log_every_n_steps", "max_tokens", *(f"{do}_every_n_{of}" for do in _OFTEN for of in _UNITS)):
             self._at_least(name, 1)
-        for name in ("measured", "samples", "workers", "alpha", "seed"):
+        for name in ("measured", "samples", "workers", "seed"):
             self._at_least(name, 0)
         if self.seed >= 1 << 32:
             raise OptionError(f"captioner: seed={self.seed} does not fit: it is less than 2**32")
+        if not 0 < self.alpha < math.inf:
+            raise OptionError(f"captioner: alpha={self.alpha} does not fit: it is more than 0")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"captioner: dropout={self.dropout} does not fit: it is from 0 to less than 1")
         if not 0 <= self.validation <= 0.5:
@@ -144,6 +148,8 @@ class Captioner(Optimising):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) == 2:
                 raise OptionError(f"captioner: {given[0]} and {given[1]} are both given; leave one of them out")
+            if given and do == "sample" and not self.samples:
+                raise OptionError(f"captioner: {given[0]} has no effect with samples=0; leave one of them out")
             if not given:
                 object.__setattr__(self, f"{do}_every_n_epochs", 1)
         if self.method == "full":
@@ -160,16 +166,30 @@ class Captioner(Optimising):
         if not re.fullmatch(r"[\w.-]*", self.name) or self.name.startswith("."):
             raise OptionError(f"captioner: name={self.name} is no name of a folder: letters, digits, -, _ and .")
         for name in ("deepspeed", "fsdp"):
-            if (given_file := getattr(self, name)) and not Path(given_file).expanduser().is_file():
-                raise OptionError(f"captioner: {name}={given_file}: there is no such file; it is a JSON file")
+            if getattr(self, name):
+                self._check_json(name)
         if self.deepspeed and self.fsdp:
             raise OptionError("captioner: deepspeed and fsdp are both given; leave one of them out")
+        if self.embedder and not (self.measured and self.validation):
+            raise OptionError("captioner: embedder has no effect with measured=0 or validation=0; leave it out")
         super().__post_init__()
         self.asking("cpu")
 
     def _at_least(self, name: str, least: int) -> None:
         if (given := getattr(self, name)) is not None and given < least:
             raise OptionError(f"captioner: {name}={given} does not fit: it is at least {least}")
+
+    def _check_json(self, name: str) -> None:
+        given = Path(getattr(self, name)).expanduser()
+        try:
+            found = json.loads(given.read_bytes())
+        except OSError as error:
+            raise OptionError(f"captioner: {name}={given}: {error.strerror}; it is a JSON file") from None
+        except ValueError as error:
+            raise OptionError(f"captioner: {name}={given} is no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise OptionError(f"captioner: {name}={given} is no configuration: it is an object, in {{}}")
+        object.__setattr__(self, name, str(given))
 
     def _check_modules(self) -> None:
         """Tell a list of names from a regular expression: `target_modules` becomes a tuple or stays a text."""
@@ -197,15 +217,11 @@ class Captioner(Optimising):
             OptionError: that annotator has no such option.
         """
         plugin = registry.load("annotators", self.annotator)
-        given = {name: value for name in _PROMPT if (value := getattr(self, name)) not in (None, ())}
+        given = {name: value for name in _ASKED if (value := getattr(self, name)) not in (None, ())}
         known = plugin.__dataclass_fields__
         for name in given:
             if name not in known:
                 raise OptionError(f"captioner: annotator={self.annotator} has no option {name}; leave it out")
-        if self.attention and "attention" in known:
-            given["attention"] = self.attention
-        if self.quantize:
-            given["quantize"] = self.quantize
         where = {"model": self.model, "revision": self.revision, "device": device}
         given |= {name: value for name, value in where.items() if value}
         return options.fill(plugin, {**given, "beams": 1, **more})

@@ -10,6 +10,7 @@ A run that was killed goes on from its newest checkpoint and ends with the same 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,27 +58,26 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
     state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.accelerator.is_available())
     first = state.is_main_process
     tell = events if first else _silent
+    _refuse_setup(settings, state)
     recipe = settings.find_recipe(dataset)
     asking = _asking(settings, dataset, state)
     examples = learning.gather(dataset, recipe, asking.reads, where=where, seed=settings.seed)
     identity = _identity(settings, recipe, asking, examples, state.num_processes)
-    run, remarks = Run.find(dataset, preset, settings.name, identity)
+    found = [Run.find(dataset, preset, settings.name, identity)] if first else [None]
+    if state.num_processes > 1:  # the first process decides, or another might meet the folder that it has just made
+        accelerate.utils.broadcast_object_list(found)
+    run, remarks = found[0] or (Run(dataset.home), [])
     for remark in remarks:
         tell({"event": "remark", "text": remark})
     said = run.said()
     if said and said.get("finished") and not dry_run:
-        tell({"event": "finished", "run": str(run.folder)})
-        return _finished(run, said)
+        if (run.folder / "best").exists():
+            tell({"event": "finished", "run": str(run.folder)})
+            return _finished(run, said)
+        tell({"event": "remark", "text": f"{run.folder} is finished, but its models are gone: it is taught anew"})
     job = Job(settings, dataset, run, recipe, asking, examples, state, tell, identity, preset)
-    job.load()
-    job.look(write=not dry_run)
-    job.say_ready(dry_run)
-    if dry_run:
-        return Report(run.folder, steps=job.steps, left_out=job.examples.left_out)
-    if first:
-        job.claim()
-    state.wait_for_everyone()
-    return job.go()
+    with run.alone(identity) if first and not dry_run else nullcontext():
+        return job.do(dry_run)
 
 
 class Job:
@@ -103,6 +103,18 @@ class Job:
         self.unreadable: set[str] = set()
         self.layers: Counter[str] = Counter()
         self.proof = Proof(self)
+
+    def do(self, dry_run: bool) -> Report:
+        """All of it, or with `dry_run` what comes before anything is written."""
+        self.load()
+        self.look(write=not dry_run)
+        self.say_ready(dry_run)
+        if dry_run:
+            return Report(self.run.folder, steps=self.steps, left_out=self.examples.left_out)
+        if self.state.is_main_process:
+            self.claim()
+        self.state.wait_for_everyone()
+        return self.go()
 
     # Before the first step.
 
@@ -160,12 +172,7 @@ class Job:
         table = self._rows(write)
         parts = dict(zip(table["key"].to_pylist(), table["part"].to_pylist(), strict=True))
         keys = self.examples.keys.to_pylist()
-        unreadable = [place for place, key in enumerate(keys) if parts.get(key) is None]
-        if unreadable and self.settings.strict:
-            names = ", ".join(keys[place] for place in unreadable[:5])
-            raise CutlineError(
-                f"{len(unreadable):,} pictures cannot be opened, and strict=true refuses them: {names} …"
-            )
+        unreadable = [key for key in keys if parts.get(key) is None]
         if unreadable:
             self.examples.left_out["unreadable"] = self.examples.left_out.get("unreadable", 0) + len(unreadable)
         sides = {side: [place for place, key in enumerate(keys) if parts.get(key) == side] for side in _SIDES}
@@ -182,8 +189,8 @@ class Job:
         batches = -(-len(order) // (settings.batch_size * world))
         self.epoch_steps = -(-batches // settings.gradient_accumulation_steps)
         self.steps = settings.max_steps or settings.epochs * self.epoch_steps
-        settings.check_steps(self.steps)
         self.spare = self._find_spare()
+        settings.make_scheduler(settings.make_optimizer(self.family.session.model), self.steps)  # it is refused now
 
     def _rows(self, write: bool) -> pa.Table:
         path = self.run.folder / "rows.parquet"
@@ -207,6 +214,8 @@ class Job:
                     "detail": pa.array([error and str(error) for error in errors], pa.string()),
                 }
             )
+            if self.settings.strict:
+                self._refuse_unreadable([key for place, key in enumerate(keys) if place not in side])
             if not write:
                 return table
             self.run.make()
@@ -216,6 +225,14 @@ class Job:
         if not path.exists():  # a dry run of several processes
             raise CutlineError("a dry run is for one process: leave accelerate launch or torchrun out")
         return pq.read_table(path)
+
+    def _refuse_unreadable(self, more: list[str]) -> None:
+        """Refuse pictures that could not be opened when they were added, or cannot be now."""
+        known = self.dataset.sql("select key from pictures where error is not null and error <> 'vanished'").fetchall()
+        found = [*(key for (key,) in known), *more]
+        if found:
+            names = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+            raise CutlineError(f"{len(found):,} pictures cannot be opened, and strict=true refuses them: {names}")
 
     def _find_spare(self) -> tuple[Row, Any]:
         """A row that can be asked about, and a white picture: they stand in where there is none, and teach nothing."""
@@ -251,7 +268,8 @@ class Job:
 
     def claim(self) -> None:
         """Write run.json, unless it is there."""
-        if self.run.said():
+        said = self.run.said()
+        if said and not said.get("finished"):
             return
         self.run.write(
             "run.json",
@@ -282,8 +300,7 @@ class Job:
         self.state.wait_for_everyone()
         trainer = self._trainer()
         self.tell({"event": "start", "step": start, "steps": self.steps})
-        if checkpoint is None:
-            self.proof.first()
+        self.proof.first()
         with self._signals():
             if start < self.steps:
                 transformers.set_seed(self.settings.seed)  # as if nothing had been measured
@@ -370,7 +387,10 @@ class Job:
 
     def all_left_out(self) -> dict[str, int]:
         """Why pictures are not learnt from -> how many."""
-        more = {"unreadable on the way": len(self.unreadable)} if self.unreadable else {}
+        found = self.unreadable
+        if self.state.num_processes > 1:
+            found = set(accelerate.utils.gather_object(sorted(found)))
+        more = {"unreadable on the way": len(found)} if found else {}
         return {**self.examples.left_out, **more}
 
     # Saving.
@@ -419,14 +439,16 @@ class Job:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C, and the wish of a machine to stop, save first; a second one stops at once."""
+        """Ctrl-C, and the wish of a machine to stop, save first; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, frame: Any) -> None:
             if self.stop.is_set():
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return  # launchers pass SIGTERM on to those who have had it already
             self.stop.set()
             self.tell({"event": "stopping"})
 
@@ -457,6 +479,26 @@ def _precision(settings: Captioner, state: Any) -> str:
         return settings.precision
     cuda = state.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return "bfloat16" if cuda else "float32"
+
+
+def _refuse_setup(settings: Captioner, state: Any) -> None:
+    """Refuse what cannot be on these devices, or with these packages, before anything is loaded."""
+    if settings.precision == "float16" and state.device.type == "cpu":
+        raise CutlineError("captioner: precision=float16 does not work on a CPU; take bfloat16 or float32")
+    if settings.fsdp and state.num_processes == 1:
+        raise CutlineError(
+            "captioner: fsdp shares a model among processes, and this is one: start it by torchrun --nproc_per_node 2 "
+            "-m cutline train …, or leave fsdp out"
+        )
+    needed = dict.fromkeys(settings.trackers, f"log_with={settings.log_with}")
+    if settings.deepspeed:
+        needed["deepspeed"] = "deepspeed"
+    for package, what in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise CutlineError(f"captioner: {what} needs a package that is not here: pip install {package}")
+    if settings.torch_compile and settings.torch_compile not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise CutlineError(f"captioner: torch_compile={settings.torch_compile} is no backend; there are {known}")
 
 
 def _identity(settings: Captioner, recipe: Recipe, asking: Any, examples: Examples, processes: int) -> dict[str, Any]:
@@ -506,3 +548,4 @@ def _quieten() -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*|torch\.optim.*|peft.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers.*")  # of what PEFT still calls

@@ -279,14 +279,6 @@ class Optimising:
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
-    def check_steps(self, steps: int) -> None:
-        """Raise CutlineError where the warm-up is not shorter than a run of so many steps."""
-        if self.warmup_steps >= steps:
-            raise CutlineError(
-                f"{called(type(self))}: warmup_steps={self.warmup_steps} leaves no step after it: the run has {steps}; "
-                "set it lower, or train for more -o epochs=…"
-            )
-
     def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
         """What sets the optimizer's rates to `rate`, if stepped after each of `steps` steps.
 
@@ -295,7 +287,11 @@ class Optimising:
         """
         from torch.optim.lr_scheduler import LambdaLR
 
-        self.check_steps(steps)
+        if self.warmup_steps >= steps:
+            raise CutlineError(
+                f"{called(type(self))}: warmup_steps={self.warmup_steps} leaves no step after it: the run has {steps}; "
+                "set it lower, or train for more -o epochs=…"
+            )
         return LambdaLR(optimizer, lambda step: self.rate(step, steps))
 
 

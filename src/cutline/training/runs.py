@@ -14,12 +14,13 @@ makes a new one. What is saved appears whole or not at all: a checkpoint is writ
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from cutline import options
 from cutline.dataset import Dataset
 from cutline.files import storage_error, sync_folder, whole_file
 from cutline.options import CutlineError, OptionError
+
+_NEEDED = ("trainer_state.json", "scheduler.pt", "rng_state*", "*.safetensors")
 
 STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json")
 """What a checkpoint holds beside a model; so do rng_state*.pth and folders."""
@@ -99,9 +102,35 @@ class Run:
         return self.folder / ".saving"
 
     def checkpoint(self) -> Path | None:
-        """The newest checkpoint."""
+        """The newest checkpoint; one of which files are gone is none."""
         found = sorted((self.folder / "checkpoints").glob("step-*"))
-        return found[-1] if found else None
+        whole = [one for one in found if all(any(one.glob(name)) for name in _NEEDED)]
+        return whole[-1] if whole else None
+
+    @contextmanager
+    def alone(self, identity: Mapping[str, Any]) -> Iterator[None]:
+        """Keep other processes from this run meanwhile.
+
+        Raises:
+            CutlineError: another process has it, or has just made one of this name with other settings.
+        """
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("w")
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        with handle:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # that of a process: its workers do not have it
+            except (BlockingIOError, PermissionError):
+                raise CutlineError(
+                    f"another process is at work in {self.folder}: wait for it, or stop it; or give this run another "
+                    "name: -o name=…"
+                ) from None
+            if (said := self.said()) and options.canonical(said["identity"]) != options.canonical(identity):
+                raise CutlineError(f"another process has just made {self.folder}: give the same command again")
+            yield
 
     def publish(self, staged: Path, step: int, *, best: int | None, keep: int) -> None:
         """Make what lies in `staged` a checkpoint, and the model in it (or in `model` beside it) that of this step.
@@ -109,7 +138,7 @@ class Run:
         Args:
             staged: a whole checkpoint, beside the run's other files.
             step: at which optimizer step it was saved.
-            best: the step of the best model so far.
+            best: the step of the best model so far; None where nothing is held out, and the newest is taken for it.
             keep: how many models are kept beside the best one; of checkpoints it is the newest alone.
         """
         name = f"step-{step:06}"
