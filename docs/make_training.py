@@ -20,8 +20,8 @@ DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "learning-example.md"
 HEADING = "## What it learns: an example\n"
 RUN = Path("scenes", ".cutline", "runs", "renamed")
-MIDDLE_EPOCH = 1
-"""After which some of the new words are there."""
+MIDDLE = "step-000015"
+"""The sheet on which the new words are there, and mixed up."""
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def keep_pictures(folder: Path) -> None:
     out = DOCS / "images" / "training"
     out.mkdir(parents=True, exist_ok=True)
     sheets = sorted((folder / "samples").glob("*.png"))
-    chosen = {"before": sheets[0], "middle": sheets[MIDDLE_EPOCH], "after": sheets[-1]}
+    chosen = {"before": sheets[0], "middle": folder / "samples" / f"{MIDDLE}.png", "after": sheets[-1]}
     pictures = {name: folder / f"{name}.png" for name in ("loss", "learning-rate")}
     pictures |= {f"sample-{name}": sheet for name, sheet in chosen.items()}
     for name, source in pictures.items():
