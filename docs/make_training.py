@@ -1,4 +1,4 @@
-"""Run the example of docs/training.md from nothing, and put into the page what it prints and draws.
+"""Run docs/learning-example.md from nothing, and put into the page what it prints and draws.
 
 `.venv/bin/python docs/make_training.py`, three or four minutes on two processor cores. Each block of `sh` and `python`
 below the heading is run, in a new folder; a `text` block that follows one becomes what that printed. Pictures go to
@@ -18,7 +18,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "learning-example.md"
-HEADING = "## What it learns: an example\n"
+HEADING = "# What a training learns: an example\n"
 RUN = Path("scenes", ".cutline", "runs", "renamed")
 MIDDLE = "step-000015"
 """The sheet on which the new words are there, and mixed up."""

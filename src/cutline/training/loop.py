@@ -66,6 +66,7 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
         tell({"event": "remark", "text": remark})
     said = run.said()
     if said and said.get("finished") and not dry_run:
+        tell({"event": "finished", "run": str(run.folder)})
         return _finished(run, said)
     job = Job(settings, dataset, run, recipe, asking, examples, state, tell, identity, preset)
     job.load()
@@ -181,6 +182,7 @@ class Job:
         batches = -(-len(order) // (settings.batch_size * world))
         self.epoch_steps = -(-batches // settings.gradient_accumulation_steps)
         self.steps = settings.max_steps or settings.epochs * self.epoch_steps
+        settings.check_steps(self.steps)
         self.spare = self._find_spare()
 
     def _rows(self, write: bool) -> pa.Table:

@@ -42,6 +42,9 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 }
 """The learning rate where none is given, by optimizer and method."""
 
+LEAST_PRODIGY = 0.05
+"""What is less than this was meant for another optimizer, and would teach next to nothing."""
+
 FLORA_MOMENTUM = 0.9
 """The share of the old in Flora's momentum: that of Adam."""
 
@@ -100,6 +103,8 @@ class Optimising:
             self._refuse("optimizer_rank", "has no effect without -o optimizer=flora -o method=full")
         if self.lora_plus_ratio is not None and self.method != "lora":
             self._refuse("lora_plus_ratio", "has no effect without LoRA; leave it out, or set -o method=lora")
+        if self.optimizer == "prodigy" and self.learning_rate is not None and self.learning_rate < LEAST_PRODIGY:
+            self._refuse("learning_rate", "is no rate for prodigy, which multiplies its own by it; set it to 1.0")
         if self.lora_plus_ratio is not None and self.optimizer == "prodigy":
             self._refuse("lora_plus_ratio", "cannot be: prodigy finds one rate for all weights; set -o optimizer=adamw")
         if self.optimizer == "schedule_free" and self.scheduler not in (None, "constant"):
@@ -274,6 +279,14 @@ class Optimising:
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
+    def check_steps(self, steps: int) -> None:
+        """Raise CutlineError where the warm-up is not shorter than a run of so many steps."""
+        if self.warmup_steps >= steps:
+            raise CutlineError(
+                f"{called(type(self))}: warmup_steps={self.warmup_steps} leaves no step after it: the run has {steps}; "
+                "set it lower, or train for more -o epochs=…"
+            )
+
     def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
         """What sets the optimizer's rates to `rate`, if stepped after each of `steps` steps.
 
@@ -282,11 +295,7 @@ class Optimising:
         """
         from torch.optim.lr_scheduler import LambdaLR
 
-        if self.warmup_steps >= steps:
-            raise CutlineError(
-                f"{called(type(self))}: warmup_steps={self.warmup_steps} leaves no step after it: the run has {steps}; "
-                "set it lower, or train for more -o epochs=…"
-            )
+        self.check_steps(steps)
         return LambdaLR(optimizer, lambda step: self.rate(step, steps))
 
 
