@@ -1,7 +1,7 @@
 """Run docs/learning-example.md from nothing, and put into the page what it prints and draws.
 
-`.venv/bin/python docs/make_training.py`, three or four minutes on two processor cores. Each block of `sh` and `python`
-below the heading is run, in a new folder; a `text` block that follows one becomes what that printed. Pictures go to
+`.venv/bin/python docs/make_training.py`, three or four minutes on two processor cores. The page's blocks of `sh` and
+`python` are run in a new folder; a `text` block that follows one becomes what that printed. Pictures go to
 docs/images/training.
 """
 
@@ -18,24 +18,21 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "learning-example.md"
-HEADING = "# What a training learns: an example\n"
 RUN = Path("scenes", ".cutline", "runs", "renamed")
-MIDDLE_EPOCH = 1
-"""After which some of the new words are there."""
+MIDDLE = "step-000015"
+"""The sheet on which the new words are there, and mixed up."""
 
 
 def main() -> None:
     """Run it all; what was there before stays where a command fails."""
-    before, heading, rest = PAGE.read_text("utf-8").partition(HEADING)
-    section, following, after = rest.partition("\n## ")
     with tempfile.TemporaryDirectory(prefix="cutline-example-") as desk:
-        made = run_blocks(section, Path(desk))
+        made = run_blocks(PAGE.read_text("utf-8"), Path(desk))
         keep_pictures(Path(desk) / RUN)
-    PAGE.write_text(before + heading + made + following + after, "utf-8")
+    PAGE.write_text(made, "utf-8")
 
 
-def run_blocks(section: str, desk: Path) -> str:
-    """Run a section's blocks in a folder. Returns the section with what they printed."""
+def run_blocks(page: str, desk: Path) -> str:
+    """Run a page's blocks in a folder. Returns the page with what they printed."""
     printed = ""
 
     def fill(block: re.Match[str]) -> str:
@@ -46,7 +43,7 @@ def run_blocks(section: str, desk: Path) -> str:
         printed = run(kind, body, desk)
         return block[0]
 
-    return re.sub(r"^```(sh|python|text)(?: no-run)?\n(.*?)^```$", fill, section, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```(sh|python|text)(?: no-run)?\n(.*?)^```$", fill, page, flags=re.DOTALL | re.MULTILINE)
 
 
 def run(kind: str, body: str, desk: Path) -> str:
@@ -75,7 +72,7 @@ def keep_pictures(folder: Path) -> None:
     out = DOCS / "images" / "training"
     out.mkdir(parents=True, exist_ok=True)
     sheets = sorted((folder / "samples").glob("*.png"))
-    chosen = {"before": sheets[0], "middle": sheets[MIDDLE_EPOCH], "after": sheets[-1]}
+    chosen = {"before": sheets[0], "middle": folder / "samples" / f"{MIDDLE}.png", "after": sheets[-1]}
     pictures = {name: folder / f"{name}.png" for name in ("loss", "learning-rate")}
     pictures |= {f"sample-{name}": sheet for name, sheet in chosen.items()}
     for name, source in pictures.items():
