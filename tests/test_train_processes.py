@@ -58,7 +58,8 @@ with open(f"{out}-{rank}.jsonl", "w") as told:
 """Teaches as the command does, keeps what each rank has learnt, and may send one of them a signal at a step."""
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+"""By `--cpu`, accelerate would start several processes by MPI alone; without GPUs, ours run on processors anyway."""
 
 # An orthogonal beginning has both matrices other than 0: there is something that an error can be relative to.
 GIVEN = {

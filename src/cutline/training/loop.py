@@ -9,6 +9,7 @@ A run that was killed goes on from its newest checkpoint and ends with the same 
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import json
@@ -36,7 +37,7 @@ from cutline import options, toml_files
 from cutline.annotators.session import Row, RowError
 from cutline.compose.recipe import Recipe
 from cutline.dataset import Dataset
-from cutline.files import whole_file
+from cutline.files import storage_error, whole_file
 from cutline.options import CutlineError
 from cutline.pictures import PictureError
 from cutline.training import examples as learning
@@ -114,7 +115,15 @@ class Job:
         if self.state.is_main_process:
             self.claim()
         self.state.wait_for_everyone()
-        return self.go()
+        try:
+            with self._told_where():
+                return self.go()
+        except CutlineError:
+            raise
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            raise storage_error(self.run.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
     # Before the first step.
 
@@ -312,11 +321,23 @@ class Job:
         self.state.wait_for_everyone()
         return report
 
-    def _trainer(self) -> CaptionTrainer:
-        settings = self.settings
+    @contextmanager
+    def _told_where(self) -> Iterator[None]:
+        """Trackers are told by the environment where to write; another run of this process is another place."""
+        before = dict(os.environ)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.run.folder / "tensorboard")
         os.environ.setdefault("WANDB_PROJECT", "cutline")
         os.environ.setdefault("WANDB_DIR", str(self.run.folder))
+        try:
+            yield
+        finally:
+            for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT", "WANDB_DIR"):
+                os.environ.pop(name)
+                if name in before:
+                    os.environ[name] = before[name]
+
+    def _trainer(self) -> CaptionTrainer:
+        settings = self.settings
         workers = settings.workers
         if workers is None:
             workers = 4 if self.state.device.type == "cuda" else 0
@@ -479,6 +500,12 @@ def _precision(settings: Captioner, state: Any) -> str:
         return settings.precision
     cuda = state.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return "bfloat16" if cuda else "float32"
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether there was no space to write: safetensors and torch say so in words of their own."""
+    words = ("No space left on device", "inline_container")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(word in str(error) for word in words)
 
 
 def _refuse_setup(settings: Captioner, state: Any) -> None:
