@@ -19,7 +19,7 @@ BLIP-base's architecture. With `--gpu`, on a machine that has one, Florence-2-ba
 hand padded to 77 tokens, as the seed does, and to 1024, as what followed it does. Where there is none it says "not
 measured".
 
-    python benchmarks/train_captioner.py                 # six minutes on two cores
+    python benchmarks/train_captioner.py                 # seven minutes on two cores
     python benchmarks/train_captioner.py --size base     # half an hour
     python benchmarks/train_captioner.py --gpu           # five minutes on an H100
 """
@@ -179,7 +179,7 @@ def settings_of(annotator: str, model: Path, batch: int, **given: Any) -> Captio
     preset.pop("trains")
     alike = {"dropout": 0.0, "scheduler": "constant", "learning_rate": RATE, "batch_size": batch, "epochs": EPOCHS}
     steps_alone = {"validation": 0.0, "measured": 0, "samples": 0}
-    steps_alone |= {"sample_every_n_epochs": EPOCHS, "save_every_n_epochs": EPOCHS}
+    steps_alone["save_every_n_epochs"] = EPOCHS
     return options.fill(Captioner, {**preset, **alike, **steps_alone, "model": str(model), **given})
 
 
@@ -235,7 +235,7 @@ def whole(work: Work, settings: Captioner) -> None:
     """Print what a run adds to its steps, with the samples and the held-out split that the options begin with."""
     fields = type(settings).__dataclass_fields__
     usual: dict[str, Any] = {name: fields[name].default for name in ("validation", "measured", "samples")}
-    found = in_a_process(by_cutline, work, replace(settings, **usual))
+    found = in_a_process(by_cutline, work, replace(settings, **usual, sample_every_n_epochs=EPOCHS))
     told = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.phases.items())
     print(f"what a whole run takes beside its steps: {told}", flush=True)
 
