@@ -121,6 +121,8 @@ class Job:
         except CutlineError:
             raise
         except Exception as error:
+            if type(error).__module__.startswith("wandb."):
+                raise CutlineError(f"wandb: {error} To keep what it is told here: WANDB_MODE=offline") from None
             if not _is_full(error):
                 raise
             raise storage_error(self.run.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
