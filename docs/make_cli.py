@@ -33,7 +33,8 @@ def reference() -> str:
     with command.make_context("cutline", [], resilient_parsing=True) as context:
         for name, verb in command.commands.items():
             sections.append(f"## cutline {name}\n\n```text\n{_help(verb, context, name)}\n```\n")
-    for group, title in (("sources", "Sources"), ("annotators", "Annotators"), ("exports", "Exports")):
+    titles = {"sources": "Sources", "annotators": "Annotators", "exports": "Exports", "trainings": "Training"}
+    for group, title in titles.items():
         sections.append(f"## {title}\n")
         sections += [_plugin(name, registry.load(group, name)) for name in registry.names(group)]
     return "\n".join(sections)

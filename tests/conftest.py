@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing by two threads, 
 
 MAY_SKIP = ("root may read everything", "cannot mount")
 """How the reasons begin for which a test may be skipped even where `.ci/run` counts a skipped test as failed."""
+
+
+@pytest.fixture(scope="session")
+def whole_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a demo at full size, whose captioner knows its job, and what it said. A minute, so only once."""
+    from rich.console import Console
+
+    from cutline.demo import run
+
+    folder, said = tmp_path_factory.mktemp("whole") / "demo", io.StringIO()
+    run(folder, Console(file=said, width=80))
+    return folder, said.getvalue()
 
 
 @pytest.hookimpl(wrapper=True)

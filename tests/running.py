@@ -54,11 +54,11 @@ def sha256(path: Path) -> str:
 
 
 def cutline(
-    *args: object, code: int = 0, command: Sequence[str] = CUTLINE, **settings: Any
+    *args: object, code: int = 0, command: Sequence[str] = CUTLINE, timeout: float = 120, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end and hold it to this exit code; never does it show a traceback."""
     done = subprocess.run(
-        [*command, *map(str, args)], capture_output=True, text=True, timeout=120, check=False, **settings
+        [*command, *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False, **settings
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr

@@ -117,16 +117,16 @@ def test_the_demo_keeps_out_of_other_peoples_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_is_right(tmp_path: Path) -> None:
+def test_the_demo_is_right(whole_demo: tuple[Path, str]) -> None:
     """The full size: more than nine in ten, also of the captions that training never saw."""
-    text = tell(tmp_path / "demo")
+    folder, text = whole_demo
     found = re.search(r"([\d,]+) of 1,000 captions exactly right", text)
     assert found, text
     assert int(found[1]) > 900
     composed = re.search(r"(\d+) of the (\d+) whose words", text)
     assert composed, text
     assert int(composed[1]) > 0.9 * int(composed[2]) > 50
-    captions = json.loads((tmp_path / "demo" / "exports" / "kohya.json").read_text())
+    captions = json.loads((folder / "exports" / "kohya.json").read_text())
     assert len(captions) == 1000
 
 

@@ -168,7 +168,7 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
             named.add("".join(stack))
     there = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("src/**/*.py", "tests/*.py", "benchmarks/*.py", "docs/*.md", "docs/*.py", ".ci/*")
+        for pattern in ("src/**/*.py", "tests/*.py", "benchmarks/*.py", "docs/*.md", "docs/*.py", "examples/*", ".ci/*")
         for path in ROOT.glob(pattern)
         if path.name != "__init__.py" or path.parent.name == "cutline"
     }

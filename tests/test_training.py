@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from cutline import options, registry
 from cutline.dataset import Dataset
-from cutline.options import OptionError
+from cutline.options import CutlineError, OptionError
 from cutline.training import examples as learning
 from cutline.training.examples import FILLER
 from cutline.training.runs import Run
@@ -200,8 +201,10 @@ def test_a_finished_run_is_not_run_again_and_other_words_make_another(
     taught_once: tuple[Dataset, Any, Any, list[dict[str, Any]]],
 ) -> None:
     dataset, settings, report, _ = taught_once
-    again = settings.train(dataset, preset="blip-lora")
+    told: list[dict[str, Any]] = []
+    again = settings.train(dataset, preset="blip-lora", events=told.append)
     assert again.already
+    assert [one["event"] for one in told] == ["finished"]  # else the command line would say nothing
     assert again.run == report.run
     assert again.after == report.after
     folder = options.fill(registry.load("sources", "folder"), {"path": str(dataset.root)})
@@ -216,6 +219,26 @@ def test_a_finished_run_is_not_run_again_and_other_words_make_another(
     words.write_text(before)
     dataset.add(folder)
     assert settings.train(dataset, preset="blip-lora").already
+
+
+def test_what_is_refused_before_the_first_step_leaves_nothing_behind(
+    scene_dataset: Dataset, scene_models: Callable[[str], Path]
+) -> None:
+    def settings(**given: Any) -> Any:
+        return captioner("blip-lora", scene_models("blip"), name="mine", max_steps=None, epochs=1, **given)
+
+    with pytest.raises(CutlineError, match=r"warmup_steps=20 leaves no step after it: the run has 6"):
+        settings(warmup_steps=20).train(scene_dataset, dry_run=True)
+    hurt = scene_dataset.root / "001.png"
+    whole, was = hurt.read_bytes(), hurt.stat()
+    hurt.write_bytes(b"no picture")
+    with pytest.raises(CutlineError, match="strict=true"):
+        settings(strict=True).train(scene_dataset)
+    hurt.write_bytes(whole)
+    os.utime(hurt, ns=(was.st_atime_ns, was.st_mtime_ns))
+    told: list[dict[str, Any]] = []
+    settings(strict=True, max_tokens=9).train(scene_dataset, events=told.append)
+    assert next(event for event in told if event["event"] == "ready")["left_out"] == {}
 
 
 def test_an_order_has_each_picture_once_and_steps_that_batches_do_not_change(scene_dataset: Dataset) -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -420,8 +421,11 @@ def find_libraries(settings: Local) -> Any:
         raise CutlineError(
             f"{settings.called}: quantize={settings.quantize} needs bitsandbytes: pip install 'cutline[quant]'"
         )
+    # It tells of each multiplication, and, where PEFT loads it, of what it has not found.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # A lock for several processes, which PEFT's bars would make though they are not shown, outlives a worker.
+    import_module("tqdm").tqdm.set_lock(threading.RLock())
     if settings.quantize:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each multiplication
         try:
             import_module("bitsandbytes")
         except Exception as error:  # it loads libraries of its own, which may fail in many ways
@@ -620,6 +624,7 @@ def _quantisation(settings: Local, dtype: torch.dtype) -> Any:
 
 def _adapt(settings: Local, model: Any) -> Any:
     """The model with its adapter on top."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT loads it, and it tells what it has not found
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:

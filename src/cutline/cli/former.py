@@ -94,6 +94,13 @@ _TRAIN = {name: f"-o {name}=…" for name in _SAME_IN_TRAINING} | {
     "use_rslora": "-o rslora=true",
     "attn_implementation": "-o attention=…",
     "zero_stage": "-o deepspeed=FILE, with the stage in it",
+    "offload_optimizer_device": "-o deepspeed=FILE, with the device in it",
+    "offload_param_device": "-o deepspeed=FILE, with the device in it",
+    "mem_eff_attn": "-o attention=sdpa",
+    "use_8bit_adam": "-o optimizer=adamw_8bit",
+    "full_bf16": "-o precision=bfloat16: weights below an adapter are then stored so",
+    "full_fp16": "-o precision=float16: weights below an adapter are then stored so",
+    "fp8_base": "-o quantize=int8",
     "resume_from_checkpoint": "nothing: the same command goes on where the run was",
     "output_folder": "-o name=…",
 }

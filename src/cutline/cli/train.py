@@ -61,7 +61,7 @@ def _say_end(report: Any, dry_run: bool, dataset: Path, made: Any) -> None:
     if report.after:
         print(f"{report.measured:,} held-out pictures, before -> after (meaning by: {report.embedder})")
         for name, after in report.after.items():
-            print(f"  {name.replace('_', ' '):<20} {report.before[name]:8.3f} -> {after:.3f}")
+            print(f"  {name:<20} {report.before[name]:8.3f} -> {after:.3f}")
     best = f", the best of them at step {report.best:,}" if report.best not in (None, report.step) else ""
     print(f"{report.run}: {report.step:,} steps{best}")
     how = "adapter" if made.method == "lora" else "model"
@@ -152,8 +152,9 @@ class _Shown:
             self.bar.update(self.task, completed=event["step"], rate=rate, note=self._note())
         elif time.monotonic() - self.last > self.EVERY:
             self.last = time.monotonic()
-            left = (event["steps"] - event["step"]) / event["per_second"]
-            say(f"step {event['step']:,} of {event['steps']:,}, {rate}, {left / 60:.0f} min left, {self._note()}")
+            seconds = (event["steps"] - event["step"]) / event["per_second"]
+            left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+            say(f"step {event['step']:,} of {event['steps']:,}, {rate}, {left} left, {self._note()}")
 
     def _metrics(self, event: dict[str, Any]) -> None:
         self.metrics |= event

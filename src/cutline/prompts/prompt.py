@@ -83,9 +83,10 @@ class Prompt:
 
     def said(self) -> dict[str, Any]:
         """The prompt as a file says it, without what is as it is by default: `parse` reads it back."""
-        found = _said(self, Prompt(user="x"))
+        plain = Prompt(user="?")
+        found = {**_said(self, plain), "user": self.user}
         if self.one_of:
-            found["one_of"] = [_said(one, Prompt(user="x")) for one in self.one_of]
+            found = {"one_of": [{**_said(one, plain), "user": one.user} for one in self.one_of]}
         if checks := _said(self.checks, Policies()):
             found["checks"] = checks
         return found

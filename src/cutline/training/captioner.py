@@ -102,16 +102,18 @@ class Captioner(Optimising):
 
     validation: float = option(0.05, "share of the pictures that is held out, to measure on")
     measured: int = option(200, "held-out pictures, at most, that are captioned before and after")
-    samples: int = option(8, "pictures that are captioned at every sample; 0: none")
+    samples: int = option(8, "pictures that are captioned at every sample; 0: none", identity=False)
     embedder: str = option("", "what tells how near texts are: a sentence-transformers model; by default their letters")
-    sample_every_n_epochs: int | None = option(None, "caption the samples so often; 1, unless steps are given")
-    sample_every_n_steps: int | None = option(None, "caption the samples so often")
-    save_every_n_epochs: int | None = option(
-        None, "save, and measure held-out loss, so often; 1, unless steps are given"
+    sample_every_n_epochs: int | None = option(
+        None, "caption the samples so often; 1, unless steps are given", identity=False
     )
-    save_every_n_steps: int | None = option(None, "save, and measure held-out loss, so often")
+    sample_every_n_steps: int | None = option(None, "caption the samples so often", identity=False)
+    save_every_n_epochs: int | None = option(
+        None, "save, and measure held-out loss, so often; 1, unless steps are given", identity=False
+    )
+    save_every_n_steps: int | None = option(None, "save, and measure held-out loss, so often", identity=False)
     keep: int = option(2, "saved models that are kept, beside the best", identity=False)
-    log_every_n_steps: int = option(10, "note loss and learning rate so often")
+    log_every_n_steps: int = option(10, "note loss and learning rate so often", identity=False)
     log_with: Literal["tensorboard", "wandb", "all"] | None = option(
         None, "tell others of them, too; metrics.jsonl has them in any case", identity=False
     )
@@ -133,6 +135,8 @@ class Captioner(Optimising):
             self._at_least(name, 1)
         for name in ("measured", "samples", "workers", "seed"):
             self._at_least(name, 0)
+        if self.seed >= 1 << 32:
+            raise OptionError(f"captioner: seed={self.seed} does not fit: it is less than 2**32")
         if not 0 < self.alpha < math.inf:
             raise OptionError(f"captioner: alpha={self.alpha} does not fit: it is more than 0")
         if not 0 <= self.dropout < 1:

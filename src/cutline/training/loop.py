@@ -56,7 +56,7 @@ ROOM = 16
 def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     """See `Captioner.train`."""
     _quieten()
-    state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.cuda.is_available())
+    state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.accelerator.is_available())
     first = state.is_main_process
     tell = events if first else _silent
     _refuse_setup(settings, state)
@@ -205,7 +205,7 @@ class Job:
 
     def _rows(self, write: bool) -> pa.Table:
         path = self.run.folder / "rows.parquet"
-        if self.state.is_main_process and not (path.exists() and self.run.said()):  # or they may be of other words
+        if self.state.is_main_process and not (path.exists() and self.run.said()):  # else it may be another run's
             self.tell({"event": "looking", "pictures": len(self.examples)})
             found = learning.hashes_of(
                 self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})

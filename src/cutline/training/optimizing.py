@@ -42,6 +42,9 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
 }
 """The learning rate where none is given, by optimizer and method."""
 
+LEAST_PRODIGY = 0.05
+"""What is less than this was meant for another optimizer, and would teach next to nothing."""
+
 FLORA_MOMENTUM = 0.9
 """The share of the old in Flora's momentum: that of Adam."""
 
@@ -100,6 +103,8 @@ class Optimising:
             self._refuse("optimizer_rank", "has no effect without -o optimizer=flora -o method=full")
         if self.lora_plus_ratio is not None and self.method != "lora":
             self._refuse("lora_plus_ratio", "has no effect without LoRA; leave it out, or set -o method=lora")
+        if self.optimizer == "prodigy" and self.learning_rate is not None and self.learning_rate < LEAST_PRODIGY:
+            self._refuse("learning_rate", "is no rate for prodigy, which multiplies its own by it; set it to 1.0")
         if self.lora_plus_ratio is not None and self.optimizer == "prodigy":
             self._refuse("lora_plus_ratio", "cannot be: prodigy finds one rate for all weights; set -o optimizer=adamw")
         if self.optimizer == "schedule_free" and self.scheduler not in (None, "constant"):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from cutline.evaluation.captions import measure
 from cutline.evaluation.embedders import Embedder, find_embedder
+from cutline.options import CutlineError
 from cutline.sheet import Entry, contact_sheet
 from cutline.training.captioner import Report
 from cutline.training.examples import Examples
@@ -116,11 +117,16 @@ class Proof:
             with self.aside():
                 after = self.captions(job.held_out, job.measured)
             truth = {job.held_out.keys[place].as_py(): [job.held_out.still[place]] for place in job.measured}
-            before = measure(job.run.read("captions-before.json"), truth, self.embedder)
+            job.run.write("captions-after.json", after)
+            try:
+                before = measure(job.run.read("captions-before.json"), truth, self.embedder)
+            except CutlineError as error:  # texts of nothing but signs
+                job.tell({"event": "remark", "text": str(error)})
+                truth = {}
+        if job.measured and truth:
             found = measure(after, truth, self.embedder)
             report.before, report.after, report.embedder = before.scores, found.scores, self.embedder.name
             report.measured = len(truth)
-            job.run.write("captions-after.json", after)
             job.run.write(
                 "evaluation.json",
                 {

@@ -68,7 +68,7 @@ class Run:
         ]
         first = f"{time.strftime('%Y-%m-%d')}-{preset}"
         names = [first, *(f"{first}-{number}" for number in range(2, len(known) + 3))]
-        return cls(runs / next(one for one in names if not (runs / one).exists())), remarks[-1:]
+        return cls(runs / next(one for one in names if one not in known)), remarks[-1:]
 
     def said(self) -> dict[str, Any] | None:
         """What run.json says; None where there is none."""
@@ -163,8 +163,8 @@ class Run:
             source.rename(target)
             sync_folder(target.parent)
         _point(self.folder / "last", f"models/{name}")
-        known = best is not None and (self.folder / "models" / f"step-{best:06}").exists()
-        _point(self.folder / "best", f"models/step-{best:06}" if known else f"models/{name}")
+        measured = best is not None and (self.folder / "models" / f"step-{best:06}").exists()
+        _point(self.folder / "best", f"models/step-{best:06}" if measured else f"models/{name}")
         self._rotate(keep)
 
     def _rotate(self, keep: int) -> None:

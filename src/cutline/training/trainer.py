@@ -27,6 +27,7 @@ class CaptionTrainer(transformers.Trainer):
 
     def __init__(self, job: Job, arguments: Any) -> None:
         self.job = job
+        self.compressed: Any = None
         super().__init__(
             model=job.family.session.model,
             args=arguments,
@@ -60,13 +61,21 @@ class CaptionTrainer(transformers.Trainer):
             settings, trained = self.job.settings, self.model if model is None else model
             assert trained is not None
             self.optimizer = settings.make_optimizer(trained)
-            settings.attach(
+            self.compressed = settings.attach(
                 trained,
                 self.optimizer,
                 step=lambda: self.state.global_step,
                 sync=lambda: self.accelerator.sync_gradients,
             )
         return self.optimizer
+
+    def train(self, *given: Any, **more: Any) -> Any:
+        """Train, and leave nothing on the model that would keep all this alive."""
+        try:
+            return super().train(*given, **more)
+        finally:
+            if self.compressed:
+                self.compressed.remove()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the settings."""
@@ -149,6 +158,7 @@ class Cadence(transformers.TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say which epoch it is, before anything of it is asked for."""
         self.job.epoch = state.global_step // self.job.epoch_steps
+        self.job.learnt.texts(self.job.epoch)  # once, and not in each process that opens pictures
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask the Trainer for what is due."""
