@@ -123,7 +123,7 @@ class Lab:
         return next(event for event in events if event["event"] == "ready")
 
     def recipe(self, text: str = '[captions]\nfirst_of = ["captions/sidecar"]\n') -> Path:
-        path = self.folder / f"{options.digest(text)}.toml"
+        path = self.folder / f"{options.digest({'recipe': text})}.toml"
         path.write_text(text)
         return path
 
@@ -176,7 +176,8 @@ def counted(kind: type, name: str) -> Iterator[list[int]]:
     import multiprocessing
     import os
 
-    act, pipe = getattr(kind, name), multiprocessing.SimpleQueue()
+    act = getattr(kind, name)
+    pipe: multiprocessing.SimpleQueue[int] = multiprocessing.SimpleQueue()
     calls: list[int] = []
 
     def watched(self: Any, *args: Any, **named: Any) -> Any:
@@ -330,10 +331,9 @@ def every(what: str) -> tuple[Seen, Seen]:
 
 
 def log_with(w: World) -> bool:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reading = import_module("tensorboard.backend.event_processing.event_accumulator")
     run = Lab.of(w).run(log_with="tensorboard")
-    read = EventAccumulator(str(next((run.report.run / "tensorboard").rglob("events.out.*")).parent))
+    read = reading.EventAccumulator(str(next((run.report.run / "tensorboard").rglob("events.out.*")).parent))
     read.Reload()
     return _near([event.value for event in read.Scalars("train/loss")], run.losses)
 
@@ -354,10 +354,11 @@ def strict(w: World) -> bool:
 
 def given_file(w: World, name: str, hint: str) -> bool:
     config, broken = w.folder / "config.json", w.folder / "broken.json"
-    config.write_text('{"version": 1}')
+    config.write_text("{}")
     broken.write_text("{")
     return (
         says(w, hint, **{name: str(config)})
+        and says(w, "set samples=0 and measured=0", samples=1, **{name: str(config)})
         and says(w, f"{name}={broken} is no JSON", **{name: str(broken)})
         and says(w, f"{name}={w.folder / 'x'}: No such file", **{name: str(w.folder / "x")})
     )
