@@ -188,7 +188,7 @@ def test_a_run_leaves_all_that_tells_of_it(
     assert {row["part"] for row in rows} == {"train", "held_out"}
     metrics = Run(run).metrics()
     assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3, 4]
-    assert [line["step"] for line in metrics if "held_out_loss" in line] == [2, 4]
+    assert [line["step"] for line in metrics if "held_out_loss" in line] == [0, 2, 4]
     ready = next(event for event in told if event["event"] == "ready")
     assert ready["tokens"]["most"] > ready["tokens"]["least"]
     assert sum(ready["layers"].values()) == 17

@@ -195,7 +195,7 @@ class Run:
         kept = []
         for line in path.read_text("utf-8").splitlines():
             with suppress(ValueError):  # one that was cut short
-                if json.loads(line).get("step", 0) <= step:
+                if step and json.loads(line).get("step", 0) <= step:
                     kept.append(line + "\n")
         with whole_file(path, "w") as handle:
             handle.writelines(kept)

@@ -107,7 +107,7 @@ class CaptionTrainer(transformers.Trainer):
             total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
         held_out_loss = float(total[0] / total[1].clamp(min=1))
         best = self.state.best_metric
-        if best is None or held_out_loss < best:
+        if self.state.global_step and (best is None or held_out_loss < best):
             self.state.best_metric, self.state.best_global_step = held_out_loss, self.state.global_step
         self.log({"held_out_loss": held_out_loss})
         return {"eval_loss": held_out_loss}
@@ -153,6 +153,8 @@ class Cadence(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
+        if not state.global_step:
+            self.trainer.evaluate()  # what there is to be better than
         self.started, self.first = time.monotonic(), state.global_step
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
