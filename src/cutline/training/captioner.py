@@ -170,6 +170,12 @@ class Captioner(Optimising):
                 self._check_json(name)
         if self.deepspeed and self.fsdp:
             raise OptionError("captioner: deepspeed and fsdp are both given; leave one of them out")
+        shares = "deepspeed" if self.deepspeed else "fsdp" if self.fsdp else ""
+        if shares and (self.samples or self.measured):
+            raise OptionError(
+                f"captioner: no process of {shares} has the whole model to caption with: set samples=0 and measured=0, "
+                "and look at what it has learnt by cutline annotate and cutline evaluate"
+            )
         if self.embedder and not (self.measured and self.validation):
             raise OptionError("captioner: embedder has no effect with measured=0 or validation=0; leave it out")
         super().__post_init__()

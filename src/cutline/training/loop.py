@@ -121,6 +121,8 @@ class Job:
         except CutlineError:
             raise
         except Exception as error:
+            if type(error).__module__.startswith("wandb."):
+                raise CutlineError(f"wandb: {error} To keep what it is told here: WANDB_MODE=offline") from None
             if not _is_full(error):
                 raise
             raise storage_error(self.run.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
@@ -512,10 +514,10 @@ def _refuse_setup(settings: Captioner, state: Any) -> None:
     """Refuse what cannot be on these devices, or with these packages, before anything is loaded."""
     if settings.precision == "float16" and state.device.type == "cpu":
         raise CutlineError("captioner: precision=float16 does not work on a CPU; take bfloat16 or float32")
-    if settings.fsdp and state.num_processes == 1:
+    if settings.fsdp and (state.num_processes == 1 or state.device.type == "cpu"):  # where it would be passed over
         raise CutlineError(
-            "captioner: fsdp shares a model among processes, and this is one: start it by torchrun --nproc_per_node 2 "
-            "-m cutline train …, or leave fsdp out"
+            "captioner: fsdp shares a model among several GPUs, with a process for each: start it by torchrun "
+            "--nproc_per_node 2 -m cutline train …, or leave fsdp out"
         )
     needed = dict.fromkeys(settings.trackers, f"log_with={settings.log_with}")
     if settings.deepspeed:

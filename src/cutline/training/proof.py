@@ -112,8 +112,8 @@ class Proof:
         report = Report(job.run.folder, job.steps, job.steps, best, left_out=job.all_left_out())
         if not job.state.is_main_process:
             return report
-        self._load_weights(job.run.folder / "best")
         if job.measured:
+            self._load_weights(job.run.folder / "best")
             with self.aside():
                 after = self.captions(job.held_out, job.measured)
             truth = {job.held_out.keys[place].as_py(): [job.held_out.still[place]] for place in job.measured}
