@@ -22,6 +22,7 @@ from cutline.options import CutlineError, OptionError
 from cutline.training import examples as learning
 from cutline.training.examples import FILLER
 from cutline.training.runs import Run
+from running import cutline
 from trainings import FAMILIES, Training, captioner, equal, make_scenes, weights
 
 
@@ -103,6 +104,10 @@ def _without_dropout(model: Path, out: Path) -> Path:
     return out
 
 
+ROOM = 16
+"""Tokens that a sampled caption may have beyond the longest one learnt, as `loop.ROOM`, which would load torch."""
+
+
 def whole_run(settings: Any, dataset: Dataset, name: str) -> Path:
     training = Training(_named(settings, name), dataset.root)
     assert training.end() == 0
@@ -120,7 +125,7 @@ def _named(settings: Any, name: str) -> Any:
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     family: str, kills: int, scene_dataset: Dataset, scene_models: Callable[[str], Path]
 ) -> None:
-    given = {"epochs": 3, "save_every_n_steps": 2, "measured": 1, "validation": 0.2}
+    given = {"epochs": 3, "save_every_n_steps": 2, "measured": 4, "validation": 0.2}
     settings = captioner(FAMILIES[family][0], scene_models(family), **given)
     whole = whole_run(settings, scene_dataset, "whole")
     steps = (Run(whole).said() or {})["steps"]
@@ -133,6 +138,16 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     assert (whole / "metrics.jsonl").read_text() == (killed_run / "metrics.jsonl").read_text()
     before = json.loads((killed_run / "evaluation.json").read_text())
     assert before == json.loads((whole / "evaluation.json").read_text())
+
+    # In a fresh process, by the run's folder and nothing else, the adapter says what the run measured.
+    said = Run(killed_run).said() or {}
+    longest = min(said["tokens"]["most"] + ROOM, said["tokens"]["limit"])
+    asked = ("-o", f"adapter={killed_run}", "-o", "beams=1", "-o", f"max_tokens={longest}", "--as", "captions/after")
+    cutline("annotate", scene_dataset.root, settings.annotator, *asked)
+    texts = dict(Dataset(scene_dataset.root).sql('select key, texts[1] from "captions/after"').fetchall())
+    noted = json.loads((killed_run / "captions-after.json").read_text())
+    assert noted
+    assert {key: texts[key] for key in noted} == noted
 
 
 @pytest.mark.slow
