@@ -486,8 +486,7 @@ def evaluated(w: World, *more: str, code: int = 0) -> dict[str, Any]:
     w.cli("annotate", w.photos, "echo")
     if "--baseline" in more:
         w.cli("annotate", w.photos, "echo", "-o", "says=a dog", "--as", "captions/other")
-    words = ("evaluate", w.photos, "captions/echo", "--against", "captions/sidecar", "--json", *more)
-    said = w.cli(*words, code=code)
+    said = w.cli("evaluate", w.photos, "captions/echo", "--against", "captions/sidecar", "--json", *more, code=code)
     found: dict[str, Any] = json.loads(said) if code == 0 else {"said": said}
     return found
 
@@ -513,7 +512,7 @@ COMMANDS: dict[str, Seen] = {
     "evaluate where": lambda w: evaluated(w, "--where", "key < 'c'")["pictures"] == 2,
     "evaluate held_out": lambda w: "is no run" in evaluated(w, "--held-out", str(w.folder), code=2)["said"],
     "evaluate embedder": lambda w: "/nowhere" in evaluated(w, "--embedder", "/nowhere", code=1)["said"],
-    "evaluate out": lambda w: evaluated(w, "--out", str(w.folder / "out")) and any((w.folder / "out").iterdir()),
+    "evaluate out": lambda w: bool(evaluated(w, "--out", str(w.folder / "out"))) and any((w.folder / "out").iterdir()),
     "evaluate as_json": lambda w: evaluated(w)["pictures"] == 4,
     "merge adapter": lambda w: "adapter" in w.cli("merge", w.folder, w.folder / "out", code=2),
     "merge out": lambda w: merged(w, str(w.blip)),
