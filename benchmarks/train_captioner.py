@@ -19,7 +19,7 @@ BLIP-base's architecture. With `--gpu`, on a machine that has one, Florence-2-ba
 hand padded to 77 tokens, as the seed does, and to 1024, as what followed it does. Where there is none it says "not
 measured".
 
-    python benchmarks/train_captioner.py                 # six minutes on two cores
+    python benchmarks/train_captioner.py                 # seven minutes on two cores
     python benchmarks/train_captioner.py --size base     # half an hour
     python benchmarks/train_captioner.py --gpu           # five minutes on an H100
 """
@@ -57,6 +57,8 @@ TRAINER_TARGET = 1.10
 """Seconds of a picture, by the bare Trainer = 1."""
 ALIKE = 0.02
 """How far mean losses may be apart, as a share. By hand each picture counts alike, elsewhere each token."""
+STEPS_ALONE = {"validation": 0.0, "measured": 0, "samples": 0}
+"""Options with which a run does little but its steps, and a saving at the end."""
 RATE = 1e-3
 EPOCHS = 2
 NOTED = 10
@@ -95,6 +97,8 @@ class Work:
     """Pictures of an optimizer step."""
     padded: int
     """Tokens to which a text is padded by hand."""
+    given: dict[str, Any]
+    """More options of Cutline's."""
     device: str = "cpu"
     workers: int = 0
 
@@ -148,10 +152,11 @@ def main() -> None:
             dataset = draw(root / f"pictures-{size}", count, words)
             weights = in_a_process(save_blip, root / size, SIZES[size])
             print(f"\nBLIP of {weights / 1e6:.1f} million weights, {count} pictures", flush=True)
-            settings = settings_of("blip", root / size, chosen.batch)
-            work = Work("blip", dataset.root, root / size, order(dataset, settings), chosen.batch, padded=77)
+            settings = settings_of("blip", root / size, chosen.batch, **STEPS_ALONE)
+            keys = order(dataset, settings)
+            work = Work("blip", dataset.root, root / size, keys, chosen.batch, 77, STEPS_ALONE)
             met += compare(work, settings, size, chosen.rounds)
-            whole(work, settings)
+            whole(work)
         if not chosen.size:
             print("\nFlorence-2-base's architecture in bfloat16: not measured, for that is done with --gpu")
         finish(*met)
@@ -172,15 +177,20 @@ def draw(folder: Path, count: int, words: int) -> Dataset:
 
 
 def settings_of(annotator: str, model: Path, batch: int, **given: Any) -> Captioner:
-    """A preset's settings, as far as the sides are to do alike: nothing left to chance, one rate, steps alone."""
+    """A preset's settings, changed so that all sides can do alike: nothing left to chance, and one rate."""
     from cutline.training.captioner import Captioner
 
     preset = toml_files.preset("training", f"{annotator}-lora")
     preset.pop("trains")
-    alike = {"dropout": 0.0, "scheduler": "constant", "learning_rate": RATE, "batch_size": batch, "epochs": EPOCHS}
-    steps_alone = {"validation": 0.0, "measured": 0, "samples": 0}
-    steps_alone |= {"sample_every_n_epochs": EPOCHS, "save_every_n_epochs": EPOCHS}
-    return options.fill(Captioner, {**preset, **alike, **steps_alone, "model": str(model), **given})
+    alike: dict[str, Any] = {
+        "dropout": 0.0,
+        "scheduler": "constant",
+        "learning_rate": RATE,
+        "batch_size": batch,
+        "epochs": EPOCHS,
+    }
+    alike |= {"log_every_n_steps": NOTED, "save_every_n_epochs": EPOCHS, "model": str(model)}
+    return options.fill(Captioner, {**preset, **alike, **given})
 
 
 def order(dataset: Dataset, settings: Captioner) -> list[list[str]]:
@@ -199,7 +209,7 @@ def compare(work: Work, settings: Captioner, name: str, rounds: int) -> list[boo
     sides: dict[str, Callable[[], Done]] = {
         "by hand": lambda: in_a_process(by_hand, work, settings),
         "Trainer": lambda: in_a_process(by_trainer, work, settings),
-        "cutline": lambda: in_a_process(by_cutline, work, settings),
+        "cutline": lambda: in_a_process(by_cutline, work),
     }
     done: dict[str, list[Done]] = {side: [] for side in sides}
     for number in range(rounds):
@@ -231,11 +241,10 @@ def compare(work: Work, settings: Captioner, name: str, rounds: int) -> list[boo
     return met
 
 
-def whole(work: Work, settings: Captioner) -> None:
+def whole(work: Work) -> None:
     """Print what a run adds to its steps, with the samples and the held-out split that the options begin with."""
-    fields = type(settings).__dataclass_fields__
-    usual: dict[str, Any] = {name: fields[name].default for name in ("validation", "measured", "samples")}
-    found = in_a_process(by_cutline, work, replace(settings, **usual))
+    given = {name: value for name, value in work.given.items() if name not in STEPS_ALONE}
+    found = in_a_process(by_cutline, replace(work, given={**given, "sample_every_n_epochs": EPOCHS}))
     told = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.phases.items())
     print(f"what a whole run takes beside its steps: {told}", flush=True)
 
@@ -258,15 +267,16 @@ def compare_florence2(
     dataset = draw(root / "pictures", count, sizes["text"]["vocab_size"] - 100)
     weights = in_a_process(save_florence2, root / "florence2", sizes)
     print(f"Florence-2 of {weights / 1e6:.1f} million weights, {count} pictures", flush=True)
-    more = {"precision": "bfloat16"} if device == "cuda" else {"device": "cpu"}
-    settings = settings_of("florence2", root / "florence2", batch, max_tokens=76, **more)
+    where = {"precision": "bfloat16"} if device == "cuda" else {"device": "cpu"}
+    given = {**STEPS_ALONE, **where, "max_tokens": 76}
+    settings = settings_of("florence2", root / "florence2", batch, **given)
     keys = order(dataset, settings)
     met = []
     for padded in (77, 1024):
         workers = 4 if device == "cuda" else 0  # as many as Cutline takes there
-        work = Work("florence2", dataset.root, root / "florence2", keys, batch, padded, device, workers)
+        work = Work("florence2", dataset.root, root / "florence2", keys, batch, padded, given, device, workers)
         met += compare(work, settings, f"Florence-2, by hand {padded} tokens", rounds)
-    whole(work, settings)
+    whole(work)
     return met
 
 
@@ -309,7 +319,7 @@ class Clock:
         return Done(*found, peak, statistics.mean(self.losses), phases or {})
 
 
-def by_cutline(work: Work, settings: Captioner) -> Done:
+def by_cutline(work: Work) -> Done:
     """`Captioner.train`."""
     from cutline.dataset import Dataset
 
@@ -328,7 +338,8 @@ def by_cutline(work: Work, settings: Captioner) -> Done:
             clock.note(event["event"])
 
     clock.note("begin")
-    settings = replace(settings, log_every_n_steps=NOTED, name=f"run-{time.time_ns()}")
+    name = f"run-{time.time_ns()}"  # a new run, as one that is finished would not be done again
+    settings = settings_of(work.annotator, work.model, work.batch, name=name, **work.given)
     report = settings.train(Dataset(work.root), events=tell)
     clock.note("end")
     phases = {

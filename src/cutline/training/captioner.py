@@ -150,7 +150,7 @@ class Captioner(Optimising):
                 raise OptionError(f"captioner: {given[0]} and {given[1]} are both given; leave one of them out")
             if given and do == "sample" and not self.samples:
                 raise OptionError(f"captioner: {given[0]} has no effect with samples=0; leave one of them out")
-            if not given:
+            if not given and (do == "save" or self.samples):
                 object.__setattr__(self, f"{do}_every_n_epochs", 1)
         if self.method == "full":
             for name in _ADAPTER:

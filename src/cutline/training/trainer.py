@@ -175,7 +175,7 @@ class Cadence(transformers.TrainerCallback):
             control.should_evaluate = True
         if stopping:
             control.should_training_stop = True
-        if last or self._due("sample", step):
+        if job.samples and (last or self._due("sample", step)):
             job.proof.sample(self.trainer)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
