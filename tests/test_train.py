@@ -188,6 +188,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_said_to_be_and_the_run_goes_on_later(tiny_blip: Path, full_disk: Path) -> None:
     dataset = make_scenes(full_disk / "scenes", 4)
     whole, _ = teach(small(tiny_blip, name="whole"), dataset)

@@ -26,7 +26,9 @@ REQUIRED = {"annotator": "blip", "target_modules": "query"}
 
 class World(Protocol):
     folder: Path
+    photos: Path
     blip: Path
+    adapter: Path
 
     def cli(self, *words: str | Path, code: int = 0) -> str: ...
 
@@ -478,6 +480,24 @@ def dry_run(w: World) -> tuple[list[dict[str, Any]], bool]:
     return lab.dry[0]
 
 
+def evaluated(w: World, *more: str, code: int = 0) -> dict[str, Any]:
+    """What is measured of what echo says of the pictures, or what is said instead."""
+    w.cli("add", w.photos)
+    w.cli("annotate", w.photos, "echo")
+    if "--baseline" in more:
+        w.cli("annotate", w.photos, "echo", "-o", "says=a dog", "--as", "captions/other")
+    said = w.cli("evaluate", w.photos, "captions/echo", "--against", "captions/sidecar", "--json", *more, code=code)
+    found: dict[str, Any] = json.loads(said) if code == 0 else {"said": said}
+    return found
+
+
+def merged(w: World, base: str) -> bool:
+    """Whether an adapter and this base become a whole model."""
+    out = w.folder / f"merged {Path(base).name}"
+    w.cli("merge", w.adapter, out, "--model", base, code=0 if base == str(w.blip) else 1)
+    return (out / "model.safetensors").exists()
+
+
 COMMANDS: dict[str, Seen] = {
     "train dataset": lambda w: "is no dataset yet" in w.cli("train", w.folder, "blip-lora", code=1),
     "train preset": lambda w: "blip-lora" in w.cli("train", Lab.of(w).dataset.root, "nothing", code=2),
@@ -485,4 +505,16 @@ COMMANDS: dict[str, Seen] = {
     "train where": lambda w: [(told["train"], told["held_out"]) for told in dry_run(w)[0][-2:-1]] == [(5, 1)],
     "train dry_run": lambda w: dry_run(w)[1],
     "train log_json": lambda w: [told["event"] for told in dry_run(w)[0][-2:]] == ["ready", "end"],
+    "evaluate dataset": lambda w: "is no dataset yet" in w.cli("evaluate", w.folder, "a", "--against", "b", code=1),
+    "evaluate layer": lambda w: evaluated(w)["layer"] == "captions/echo",
+    "evaluate against": lambda w: evaluated(w)["against"] == "captions/sidecar",
+    "evaluate baseline": lambda w: "captions/other" in str(evaluated(w, "--baseline", "captions/other")),
+    "evaluate where": lambda w: evaluated(w, "--where", "key < 'c'")["pictures"] == 2,
+    "evaluate held_out": lambda w: "is no run" in evaluated(w, "--held-out", str(w.folder), code=2)["said"],
+    "evaluate embedder": lambda w: "/nowhere" in evaluated(w, "--embedder", "/nowhere", code=1)["said"],
+    "evaluate out": lambda w: bool(evaluated(w, "--out", str(w.folder / "out"))) and any((w.folder / "out").iterdir()),
+    "evaluate as_json": lambda w: evaluated(w)["pictures"] == 4,
+    "merge adapter": lambda w: "adapter" in w.cli("merge", w.folder, w.folder / "out", code=2),
+    "merge out": lambda w: merged(w, str(w.blip)),
+    "merge model": lambda w: merged(w, str(w.blip)) and not merged(w, str(w.folder)),
 }
