@@ -339,3 +339,27 @@ def test_a_merged_model_is_a_base_too(tmp_path: Path, runs: dict[str, Path], row
     adapted = ImageText(adapter=str(adapter))
     assert (adapted.model, adapted.max_pixels) == (str(base), 2 * 28**2), "what its base was trained with"
     assert adapted.asking.user == PROMPTS["image_text"]
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_weight_that_two_layers_share_changes_one(tmp_path: Path) -> None:
+    """As in PEFT's own model, where it stands beside the lm_head, and what reads tokens has the base's weight."""
+    from peft import PeftModel
+
+    kind = tiny._quiet().Florence2ForConditionalGeneration
+    base = tiny.save_florence2(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True  # as in the published ones
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = tiny.save_adapter(tmp_path / "adapter", base, kind.__name__, ["q_proj", "lm_head"])
+    told = {"input_ids": torch.tensor([[5, 6, 7, 2]]), "decoder_input_ids": torch.tensor([[2, 0, 9, 8, 7]])}
+    out = merge(adapter, tmp_path / "out")
+    models = (
+        PeftModel.from_pretrained(kind.from_pretrained(base), str(adapter)).eval(),
+        Florence2(adapter=str(adapter), device="cpu", max_tokens=20).load().model,
+        Florence2(model=str(out), device="cpu", max_tokens=20).load().model,
+    )
+    with torch.inference_mode():
+        expected, *found = (model(**told).logits for model in models)
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

@@ -49,7 +49,7 @@ def make_scenes(folder: Path, count: int = 24) -> Dataset:
     return dataset
 
 
-def captioner(preset: str, model: Path, **given: Any) -> Captioner:
+def captioner(preset: str, model: Path | str, **given: Any) -> Captioner:
     """Settings of a training that does as little as there is."""
     values = {name: value for name, value in toml_files.preset("training", preset).items() if name != "trains"}
     return options.fill(Captioner, {**values, **QUICK, "model": str(model), **given})

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -558,6 +559,7 @@ def load_weights(settings: Local, kind: Any, device: torch.device, config: Any) 
     if settings.adapter:
         model = _adapt(settings, model)
     if merged:
+        _untie(model)
         try:
             model = model.merge_and_unload().to(device=device, dtype=dtype)
         except (NotImplementedError, ValueError) as error:  # as of a convolution in groups
@@ -644,6 +646,25 @@ def _adapt(settings: Local, model: Any) -> Any:
             f"{settings.called}: the adapter {settings.adapter} does not fit {settings.model}: {_first_line(error)} "
             "Give the model that it was trained on: -o model=…"
         ) from None
+
+
+def _untie(model: Any) -> None:
+    """Give each layer a weight of its own where one with an adapter shares it, as many models' lm_head does with what
+    reads tokens: merged into one weight of both, the adapter would change the other layer too.
+    """
+    import torch
+
+    owners = Counter(weight for part in model.modules() for weight in part._parameters.values())
+    adapted = (getattr(getattr(part, "base_layer", None), "weight", None) for part in model.modules())
+    shared = {weight for weight in adapted if weight is not None and owners[weight] > 1}
+    if not shared:
+        return
+    for part in model.modules():
+        for name, weight in part._parameters.items():
+            if weight in shared:
+                part._parameters[name] = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 @contextmanager

@@ -174,8 +174,7 @@ class Job:
             raise CutlineError(f"captioner: target_modules={given} does not fit: {error} {_layers(model)}") from None
         self.layers = Counter(re.sub(r"\b\d+\b", "*", name) for name in adapted.targeted_module_names)
         saved = adapted.peft_config["default"]
-        if Path(str(self.asking.model)).expanduser().exists():
-            saved.base_model_name_or_path = str(Path(self.asking.model).expanduser().resolve())
+        saved.base_model_name_or_path = self._base()
         return adapted
 
     def look(self, *, write: bool) -> None:
@@ -438,6 +437,11 @@ class Job:
             self.tell({"event": "saved", "step": step, "folder": str(self.run.folder / "models" / f"step-{step:06}")})
         self.state.wait_for_everyone()
 
+    def _base(self) -> str:
+        """The model that is taught; a folder by its whole path, as captions may be asked for from another folder."""
+        there = Path(self.asking.model).expanduser()
+        return str(there.resolve() if there.exists() else self.asking.model)
+
     def _describe(self, folder: Path, step: int) -> None:
         """Write what was asked in training, and where this model comes from, beside it."""
         if self.settings.method == "full":
@@ -445,7 +449,7 @@ class Job:
         losses = [line for line in self.run.metrics() if line.get("step") == step and "held_out_loss" in line]
         told = {
             "annotator": self.settings.annotator,
-            "base": self.asking.model,
+            "base": self._base(),
             "revision": self.asking.revision,
             "options": {
                 name: value for name in ("min_pixels", "max_pixels") if (value := getattr(self.asking, name, None))
