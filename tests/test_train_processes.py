@@ -108,9 +108,9 @@ def test_two_processes_agree_with_one_and_go_on_when_one_has_died(tmp_path: Path
         assert (weights[name] - tensor).abs().max() <= 1e-6 * tensor.abs().max(), name
     # The optimizer hides how long gradients are, so these are compared too (what differs in the last place grows).
     pairs = list(zip(_metrics(runs / "whole"), _metrics(one), strict=True))
-    assert len(pairs) == 6
+    assert [mine["step"] for mine, _ in pairs] == [0, 1, 2, 3, 4, 5, 6]
     for mine, theirs in pairs:
-        assert {"loss", "grad_norm"} <= mine.keys()
+        assert mine["step"] == 0 or {"loss", "grad_norm"} <= mine.keys()
         assert mine == pytest.approx({**theirs, "epoch": mine["epoch"]}, rel=1e-5)
 
     # A rank dies: the launcher ends the other. Another time a machine is taken away: all ranks save and stop.

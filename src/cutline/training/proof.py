@@ -107,7 +107,8 @@ class Proof:
         """What the best model says, and how far that is better."""
         job = self.job
         metrics = job.run.metrics()
-        losses = {line["step"]: line["held_out_loss"] for line in metrics if "held_out_loss" in line and line["step"]}
+        taught = [line for line in metrics if "held_out_loss" in line and line["step"]]  # at step 0 no model was saved
+        losses = {line["step"]: line["held_out_loss"] for line in taught}
         best = min(losses, key=losses.__getitem__) if losses else job.steps
         report = Report(job.run.folder, job.steps, job.steps, best, left_out=job.all_left_out())
         if not job.state.is_main_process:
