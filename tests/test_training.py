@@ -257,6 +257,18 @@ def test_what_is_refused_before_the_first_step_leaves_nothing_behind(
     assert next(event for event in told if event["event"] == "ready")["left_out"] == {}
 
 
+def test_texts_are_not_taught_to_a_prompt_that_would_reject_them(scene_dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    settings = captioner("qwen-vl-lora", tmp_path / "nothing", prompt="toriigate-json")
+    with pytest.raises(OptionError, match="toriigate-json asks for JSON, and the texts to be learnt are none"):
+        settings.train(scene_dataset, dry_run=True)
+    for file in scene_dataset.root.glob("*.txt"):
+        file.write_text(json.dumps({"caption": file.read_text()}))
+    scene_dataset.add(options.fill(registry.load("sources", "folder"), {"path": str(scene_dataset.root)}))
+    with pytest.raises(CutlineError, match="nothing is a folder, but cannot be loaded"):
+        settings.train(scene_dataset, dry_run=True)
+
+
 def test_an_order_has_each_picture_once_and_steps_that_batches_do_not_change(scene_dataset: Dataset) -> None:
     recipe = captioner_recipe(scene_dataset)
     found = learning.gather(scene_dataset, recipe, ())

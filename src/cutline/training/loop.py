@@ -38,8 +38,9 @@ from cutline.annotators.session import Row, RowError
 from cutline.compose.recipe import Recipe
 from cutline.dataset import Dataset
 from cutline.files import storage_error, whole_file
-from cutline.options import CutlineError
+from cutline.options import CutlineError, OptionError
 from cutline.pictures import PictureError
+from cutline.prompts import structured
 from cutline.training import examples as learning
 from cutline.training.captioner import Captioner, Events, Report
 from cutline.training.examples import FILLER, Examples
@@ -49,6 +50,8 @@ from cutline.training.proof import Proof
 from cutline.training.runs import Run
 from cutline.training.trainer import CaptionTrainer
 
+LOOKED_AT = 100
+"""Texts that are looked at to know whether they are JSON."""
 ROOM = 16
 """Tokens that a sampled caption may have beyond the longest one that is learnt."""
 
@@ -63,6 +66,7 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
     recipe = settings.find_recipe(dataset)
     asking = _asking(settings, dataset, state)
     examples = learning.gather(dataset, recipe, asking.reads, where=where, seed=settings.seed)
+    _refuse_texts(asking, examples)
     identity = _identity(settings, recipe, asking, examples, state.num_processes)
     found = [Run.find(dataset, preset, settings.name, identity)] if first else [None]
     if state.num_processes > 1:  # the first process decides, or another might meet the folder that it has just made
@@ -499,6 +503,20 @@ def _asking(settings: Captioner, dataset: Dataset, state: Any) -> Any:
     length = {"max_tokens": settings.max_tokens} if settings.max_tokens else {}
     made = settings.asking(device, dtype=dtype, batch_size=max(8, settings.batch_size), **length)
     return made.fit(dataset.layers()) if hasattr(made, "fit") else made
+
+
+def _refuse_texts(asking: Any, examples: Examples) -> None:
+    """Refuse to teach texts that would all be rejected as answers: that are no JSON, where the prompt asks for it."""
+    prompt = getattr(asking, "asking", None)  # blip has none
+    if prompt is None or all(one.answer != "json" for one in prompt.one_of or (prompt,)):
+        return
+    texts = [text for text in examples.still if text][:LOOKED_AT]
+    if texts and all(structured.parse(text).verdict == "rejected" for text in texts):
+        raise OptionError(
+            f"captioner: prompt={asking.prompt} asks for JSON, and the texts to be learnt are none (such as: "
+            f"{texts[0]:.60}), so that whatever was learnt would be rejected; take a prompt that asks for text, such "
+            "as -o prompt=plain"
+        )
 
 
 def _precision(settings: Captioner, state: Any) -> str:
