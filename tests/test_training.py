@@ -307,3 +307,29 @@ def test_near_pictures_are_held_out_together_and_stay_there() -> None:
     assert sum(learning.hold_out(keys[:3], hashes[:3], 0.01)) in (1, 2)
     assert learning.hold_out(keys[:1], hashes[:1], 0.5) == [False]
     assert not any(learning.hold_out(keys, hashes, 0.0))
+
+
+def _stage(run: Run, step: int, best: int | None) -> None:
+    staged = run.staging / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    for name in ("scheduler.pt", "rng_state.pth", "adapter_model.safetensors"):
+        (staged / name).write_bytes(b"x")
+    (staged / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    run.publish(staged, step, best=best, keep=1)
+    shutil.rmtree(run.staging)
+
+
+def test_a_run_that_was_killed_before_its_links_were_made_has_them_when_it_goes_on(tmp_path: Path) -> None:
+    """Else the measures at its end, and who captions with it, would take older weights for the best."""
+    run = Run(tmp_path)
+    _stage(run, 999_999, 999_999)
+    _stage(run, 1_000_000, 1_000_000)  # newer, though it sorts before
+    newest = run.checkpoint()
+    assert newest is not None
+    assert newest.name == "step-1000000"
+    for name in ("best", "last"):
+        (tmp_path / name).unlink()
+    (tmp_path / "models/.step-000007.old").mkdir()
+    run.go_on_from(1_000_000)
+    assert [os.readlink(tmp_path / name) for name in ("best", "last")] == ["models/step-1000000"] * 2
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["step-1000000"]

@@ -103,8 +103,7 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The newest checkpoint; one of which files are gone is none."""
-        found = sorted((self.folder / "checkpoints").glob("step-*"))
-        whole = [one for one in found if all(any(one.glob(name)) for name in _NEEDED)]
+        whole = [one for one in self._steps("checkpoints") if all(any(one.glob(name)) for name in _NEEDED)]
         return whole[-1] if whole else None
 
     @contextmanager
@@ -162,18 +161,26 @@ class Run:
             sync_folder(source)
             source.rename(target)
             sync_folder(target.parent)
-        _point(self.folder / "last", f"models/{name}")
-        measured = best is not None and (self.folder / "models" / f"step-{best:06}").exists()
-        _point(self.folder / "best", f"models/step-{best:06}" if measured else f"models/{name}")
+        self._link_models(step, best)
         self._rotate(keep)
 
+    def _link_models(self, step: int, best: int | None) -> None:
+        name = f"models/step-{step:06}"
+        measured = best is not None and (self.folder / "models" / f"step-{best:06}").exists()
+        _point(self.folder / "last", name)
+        _point(self.folder / "best", f"models/step-{best:06}" if measured else name)
+
     def _rotate(self, keep: int) -> None:
-        for old in sorted((self.folder / "checkpoints").glob("step-*"))[:-1]:
+        for old in self._steps("checkpoints")[:-1]:
             _remove(old)
         used = {(self.folder / name).resolve() for name in ("best", "last")}
-        for old in sorted((self.folder / "models").glob("step-*"))[:-keep]:
+        for old in self._steps("models")[:-keep]:
             if old.resolve() not in used:
                 _remove(old)
+
+    def _steps(self, kind: str) -> list[Path]:
+        """The checkpoints, or models, from old to new."""
+        return sorted((self.folder / kind).glob("step-*"), key=lambda found: int(found.name.partition("-")[2]))
 
     def finish(self, told: Mapping[str, Any]) -> None:
         """Say in run.json that the run is finished, and remove what it would go on from."""
@@ -187,8 +194,12 @@ class Run:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
     def go_on_from(self, step: int) -> None:
-        """Forget what was noted after this step, and whatever was half saved."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        """Forget what was noted after this step, and whatever was half saved or half removed."""
+        for left in (self.staging, *self.folder.glob("*/.step-*.old")):
+            shutil.rmtree(left, ignore_errors=True)
+        state = self.folder / "checkpoints" / f"step-{step:06}" / "trainer_state.json"
+        if state.exists():  # it may have been stopped before its links were made
+            self._link_models(step, json.loads(state.read_bytes())["best_global_step"])
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
