@@ -21,10 +21,10 @@ demo: $(VENV)/with-models
 	@$(BIN)/cutline demo demo
 
 test: $(VENV)/with-dev
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(VENV)/with-dev
-	@$(BIN)/python -m pytest -q -m slow --timeout 900
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --timeout 900
 
 lint: $(VENV)/with-dev
 	@failed=; \
