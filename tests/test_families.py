@@ -183,8 +183,10 @@ def test_what_is_learnt_is_what_is_said(name: str, tmp_path: Path, rows: list[Ro
     text = "a blue square left of a green star"
     batch = fed(family, rows[:1], [text])
     labels, model = batch.pop("labels"), family.session.model
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    # The tiny Florence-2 does not tell the one `a` from the other at the higher rate.
+    rate, steps = (1e-3, 120) if name == "florence2" else (3e-3, 60)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    for _ in range(steps):
         found = loss(model(**batch), labels)
         if found < 0.01:
             break
