@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tiny
 from asking import TAGS, scene_rows
@@ -22,7 +23,7 @@ from cutline.annotators.image_text import ImageText
 from cutline.annotators.session import Row, RowError
 from cutline.options import CutlineError, OptionError
 from cutline.pictures import Picture, PictureError
-from cutline.training.families import IGNORED, Family, loss, open_family
+from cutline.training.families import IGNORED, Family, ImageTextFamily, loss, open_family
 
 ASK = "describe this picture[ of {tags}] in a few plain sentences"
 TEXTS = ["a red circle", "a blue square left of a green star above an orange triangle", "a star", "green circle above"]
@@ -182,8 +183,10 @@ def test_what_is_learnt_is_what_is_said(name: str, tmp_path: Path, rows: list[Ro
     text = "a blue square left of a green star"
     batch = fed(family, rows[:1], [text])
     labels, model = batch.pop("labels"), family.session.model
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    # The tiny Florence-2 does not tell the one `a` from the other at the higher rate.
+    rate, steps = (1e-3, 120) if name == "florence2" else (3e-3, 60)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    for _ in range(steps):
         found = loss(model(**batch), labels)
         if found < 0.01:
             break
@@ -257,6 +260,20 @@ def test_an_answer_ends_as_the_template_ends_it(tmp_path: Path, rows: list[Row])
         (tmp_path / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": ends}))
         family = open_family(ImageText(model=str(tmp_path), user=ASK, tags=(TAGS,)))
         assert fed(family, rows[:1], ["a star"])["labels"][0].tolist() == [number("a"), number("star"), number(sign)]
+
+
+def test_a_text_is_read_as_it_stands_behind_the_question(tmp_path: Path) -> None:
+    spaced = tiny.PARTS.replace("{{ message.role }}\n", "{{ message.role }}:{{ ' ' }}").replace(
+        "assistant\n", "assistant:"
+    )
+    for name, template, space in (("with", spaced, " "), ("without", tiny.PARTS, "")):
+        family = open_family(ImageText(model=str(tiny.save_llava(tmp_path / name, template=template)), user=ASK))
+        assert isinstance(family, ImageTextFamily)
+        letters = Tokenizer(models.BPE({letter: number for number, letter in enumerate(":Ġadog", 100)}, []))
+        letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        letters.decoder = decoders.ByteLevel()
+        family.tokenizer = tiny._quiet().PreTrainedTokenizerFast(tokenizer_object=letters)
+        assert family.tokenizer.decode(family._tokens("a dog")[:-1]) == space + "a dog"
 
 
 def test_thoughts_that_a_template_begins_are_ended(tmp_path: Path, rows: list[Row]) -> None:

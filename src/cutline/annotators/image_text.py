@@ -200,14 +200,20 @@ class _Chat:
         refuse_signs(self.signs, system, user)
         return self._render(self.way, system, user)
 
-    def after(self) -> str:
-        """What the template writes behind an answer; nothing where there is no template, or it takes no answers."""
+    def around(self) -> tuple[str, str]:
+        """What the template writes between a question and its answer (a space, or nothing), and behind the answer.
+
+        Nothing where there is no template, or it takes no answers.
+        """
         answer = "answer " + self.sentinel
         try:
+            asked = self._render(self.way, "", self.sentinel) if self.template else ""
             said = self._render(self.way, "", self.sentinel, answer) if self.template else ""
         except Exception:  # as in `_choose`
-            return ""
-        return said.partition(answer)[2]
+            return "", ""
+        before, _, after = said.partition(answer)
+        space = before.removeprefix(asked)
+        return space if space.isspace() else "", after
 
     def tensors(self, texts: list[str], pictures: list[Image.Image], **more: Any) -> Any:
         """The processor's tensors for rendered texts and a picture each. `more` is said to the processor too."""

@@ -287,7 +287,8 @@ class ImageTextFamily(Family):
                 f"image_text: {settings.model} has no token that ends an answer (eos_token in tokenizer_config.json or "
                 "eos_token_id in generation_config.json), so it cannot learn to end one; give another -o model=…"
             )
-        after = [token for token in self.tokenizer(chat.after(), add_special_tokens=False).input_ids if token in ends]
+        self._space, rest = chat.around()
+        after = [token for token in self.tokenizer(rest, add_special_tokens=False).input_ids if token in ends]
         self.end: int = after[0] if after else eos if eos in ends or not ends else min(ends)
         if thinking := begun(chat.render("", chat.sentinel)).strip():
             self._first = list(self.tokenizer(THOUGHT[thinking] + "\n\n", add_special_tokens=False).input_ids)
@@ -347,7 +348,12 @@ class ImageTextFamily(Family):
 
     def _tokens(self, text: str) -> list[int]:
         # A picture's place in a caption would ask for a picture.
-        return [*self._first, *(token for token in self._read(text) if token != self._sign), self.end]
+        return [*self._first, *(token for token in self._behind(text) if token != self._sign), self.end]
+
+    def _behind(self, text: str) -> list[int]:
+        """A text as it is read behind a question: after "Assistant:", the word is " a" and not "a"."""
+        colon, whole = self._read(":"), self._read(":" + self._space + text)
+        return whole[len(colon) :] if self._space and whole[: len(colon)] == colon else self._read(text)
 
 
 def _padded(rows: list[list[int]], fill: int, least: int = 0) -> torch.Tensor:
