@@ -194,7 +194,7 @@ def test_a_run_leaves_all_that_tells_of_it(
     assert {"run.json", "rows.parquet", "metrics.jsonl", "evaluation.json", "loss.png", "learning-rate.png"} <= names
     assert {"samples/step-000000.png", "samples/step-000004.png", "best", "last"} <= names
     assert {path.name for path in (run / "best").iterdir()} == {
-        *("README.md", "adapter_config.json", "adapter_model.safetensors", "cutline.json", "prompt.toml")
+        *("adapter_config.json", "adapter_model.safetensors", "cutline.json", "prompt.toml")
     }
     said = json.loads((run / "best" / "cutline.json").read_text())
     assert said["annotator"] == "blip"

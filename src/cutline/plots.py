@@ -254,7 +254,9 @@ def _curves(axes: Axes, lines: Mapping[str, Sequence[tuple[int, float]]], title:
         held_out = name == "held_out_loss"
         colour = _COLOURS["artist" if held_out else "general"]
         label = name.replace("_", " ").replace("held out", "held-out")
-        axes.plot(steps, values, color=colour, label=label, marker="o" if held_out else "", linewidth=1.6)
+        axes.plot(
+            steps, values, color=colour, label=label, marker="o" if held_out or len(steps) < 20 else "", linewidth=1.6
+        )
         if held_out:
             least = min(range(len(values)), key=values.__getitem__)
             note = f"{values[least]:.3g}"

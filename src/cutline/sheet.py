@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cutline.files import whole_file
 from cutline.pictures import Picture, PictureError
@@ -93,7 +93,7 @@ def contact_sheet(
 
 def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, entry: Entry, x: int, y: int, crosses: bool) -> None:
     if picture := _decode(entry.picture):
-        picture.thumbnail((SIDE, SIDE))
+        picture = ImageOps.contain(picture, (SIDE, SIDE))
         sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
     frame, line_width = (WRONG, 3) if crosses and not entry.good else (FRAME, 1)
     pen.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=frame, width=line_width)

@@ -77,6 +77,11 @@ def read(folder: Path) -> Trained | None:
 def read_adapter(folder: Path) -> dict[str, Any]:
     """What a PEFT adapter says of itself. Raises CutlineError, naming the adapters that there are, if it is none."""
     path = folder / ADAPTER
+    if not folder.exists():
+        raise CutlineError(
+            f"there is no folder {folder}. Runs lie in DATASET/.cutline/runs; an adapter on the hub comes here by: "
+            f"hf download {folder} --local-dir FOLDER"
+        )
     if not path.is_file() and (near := _adapters_near(folder)):
         several = f" ({len(near)} in all)" if len(near) > 1 else ""
         raise CutlineError(

@@ -59,13 +59,26 @@ def _say_end(report: Any, dry_run: bool, dataset: Path, made: Any) -> None:
     if report.already:
         say("This is finished; with other settings, or other words, it is another run. Or give it a name: -o name=…")
     if report.after:
-        print(f"{report.measured:,} held-out pictures, before -> after (meaning by: {report.embedder})")
+        pictures = "picture" if report.measured == 1 else "pictures"
+        print(f"{report.measured:,} held-out {pictures}, before -> after (meaning by: {report.embedder})")
         for name, after in report.after.items():
             print(f"  {name:<20} {report.before[name]:8.3f} -> {after:.3f}")
+    if report.measured < FEW:
+        few = (
+            "so few pictures say little" if report.measured else "nothing was measured, so nothing shows that it helped"
+        )
+        say(f"{few}: -o validation=0.2 holds out a fifth of them, and -o measured=… says how many are captioned")
     best = f", the best of them at step {report.best:,}" if report.best not in (None, report.step) else ""
     print(f"{report.run}: {report.step:,} steps{best}")
     how = "adapter" if made.method == "lora" else "model"
-    print(f"To caption with it: cutline annotate {dataset} {made.annotator} -o {how}={report.run} --as captions/NAME")
+    print(
+        f"To caption with it: cutline annotate {dataset} {made.annotator} -o {how}={report.run} --as captions/NAME\n"
+        f"To measure that: cutline evaluate {dataset} captions/NAME --against LAYER --held-out {report.run.name}"
+    )
+
+
+FEW = 30
+"""Pictures; scores of fewer are mostly chance."""
 
 
 class _Shown:
@@ -119,6 +132,8 @@ class _Shown:
         else:
             self._line(f"all {event['trainable']:,} weights are taught")
         first = event["first"]
+        if first["asked"]:
+            self._line(f"it is asked: {visible(first['asked'])[:200]}")
         self._line(f"for example {first['key']}: {visible(first['text'])[:200]}")
         self._line(
             f"{event['steps']:,} steps, {event['steps_per_epoch']:,} in an epoch, learning rate "
@@ -154,7 +169,8 @@ class _Shown:
             self.last = time.monotonic()
             seconds = (event["steps"] - event["step"]) / event["per_second"]
             left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-            say(f"step {event['step']:,} of {event['steps']:,}, {rate}, {left} left, {self._note()}")
+            told = [f"step {event['step']:,} of {event['steps']:,}", rate, f"{left} left", self._note()]
+            say(", ".join(filter(None, told)))
 
     def _metrics(self, event: dict[str, Any]) -> None:
         self.metrics |= event

@@ -136,6 +136,7 @@ def evaluate(
                     said[name][key] = caption
     if not references:
         asked = f"none of the {without:,} pictures that were asked for" if without else "no picture was asked for that"
+        asked = asked.replace("asked for", "held out") if keys is not None else asked
         raise CutlineError(
             f"{asked} has a caption in {against} to be held against. See what there is: cutline status {dataset.root}"
         )
@@ -216,7 +217,12 @@ def extremes(evaluation: Evaluation) -> dict[str, tuple[str, list[str]]]:
         won = [key for key in ordered if gains[key] > (0, 0)]
         lost = [key for key in reversed(ordered) if gains[key] < (0, 0)]
         beside = f"of {len(ordered):,}: {layer} beside {evaluation.baseline.layer}"
-        return {"wins": (f"{len(won):,} wins {beside}", won), "losses": (f"{len(lost):,} losses {beside}", lost)}
+        shown = f"(the first {SHOWN} shown) "
+        titles = [
+            f"{len(keys):,} {name} {shown if len(keys) > SHOWN else ''}{beside}"
+            for name, keys in (("wins", won), ("losses", lost))
+        ]
+        return {"wins": (titles[0], won), "losses": (titles[1], lost)}
     half = -(-len(ordered) // 2)
     beside = f"of the {len(ordered):,} captions of {layer}"
     return {"best": (f"best {beside}", ordered[:half]), "worst": (f"worst {beside}", ordered[half:][::-1])}

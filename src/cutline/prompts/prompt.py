@@ -137,7 +137,8 @@ def find_prompt(name: str) -> Prompt:
     try:
         said = toml_files.find("prompts", name, "prompt")
     except CutlineError as error:
-        raise PromptError(str(error)) from None
+        words = " To ask just these words: -o user=…" if " " in name.strip() or name.startswith("<") else ""
+        raise PromptError(f"{error}{words}") from None
     try:
         return Prompt.parse(said)
     except PromptError as error:

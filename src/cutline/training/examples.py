@@ -151,7 +151,8 @@ def gather(dataset: Dataset, recipe: Recipe, reads: Sequence[str], *, where: str
     unreadable = dataset.sql("from pictures where error is not null and error <> 'vanished'").count()
     left_out["unreadable"] = unreadable
     if not sum(map(len, kept)):
-        why = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count) or "it has no pictures"
+        why = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        why = why or ("no picture meets --where" if where else "it has no pictures")
         raise CutlineError(
             f"there is nothing to learn from in {dataset.root}: {why}. Words are read from "
             f"{', '.join(recipe.layers)}; see: cutline status {dataset.root}"

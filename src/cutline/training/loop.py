@@ -59,6 +59,8 @@ ROOM = 16
 def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     """See `Captioner.train`."""
     _quieten()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until there is something to save first
     state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.accelerator.is_available())
     first = state.is_main_process
     tell = events if first else _silent
@@ -75,6 +77,8 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
     for remark in remarks:
         tell({"event": "remark", "text": remark})
     said = run.said()
+    if said and said.get("finished") and dry_run:
+        tell({"event": "remark", "text": f"{run.folder} is finished: without --dry-run, nothing is done"})
     if said and said.get("finished") and not dry_run:
         if (run.folder / "best").exists():
             tell({"event": "finished", "run": str(run.folder)})
@@ -211,7 +215,9 @@ class Job:
         if self.state.is_main_process and not (path.exists() and self.run.said()):  # else it may be another run's
             self.tell({"event": "looking", "pictures": len(self.examples)})
             found = learning.hashes_of(
-                self.examples, self.dataset, lambda done: self.tell({"event": "looked", "done": done})
+                self.examples,
+                self.dataset,
+                lambda done: self.tell({"event": "looked", "done": done}) if done % 1000 == 0 else None,
             )
             keys = self.examples.keys.to_pylist()
             hashes = {place: one for place, one in enumerate(found) if not isinstance(one, PictureError)}
@@ -275,10 +281,23 @@ class Job:
                 "trainable": self.trainable,
                 "steps": self.steps,
                 "steps_per_epoch": self.epoch_steps,
-                "first": {"key": self.learnt.keys[0].as_py(), "text": self.learnt.still[0]},
+                "first": {
+                    "key": self.learnt.keys[0].as_py(),
+                    "asked": self._asked(self.learnt.row(0, self.dataset)),
+                    "text": self.learnt.still[0],
+                },
                 "learning_rate": self.settings.learning_rate,
             }
         )
+
+    def _asked(self, row: Row) -> str:
+        """What the model is asked about a picture; of BLIP, with what its caption begins."""
+        if self.settings.annotator == "blip":
+            return str(self.asking.prompt or "")
+        with suppress(RowError):
+            asked = self.asking.ask(row, 1)
+            return f"{asked.system}\n{asked.user}".strip()
+        return ""
 
     def claim(self) -> None:
         """Write run.json, unless it is there."""
@@ -373,6 +392,7 @@ class Job:
                 dataloader_pin_memory=self.state.device.type == "cuda",
                 logging_strategy="steps",
                 logging_steps=settings.log_every_n_steps,
+                logging_first_step=True,
                 logging_nan_inf_filter=False,
                 save_strategy="no",  # `Cadence` says when
                 report_to=list(settings.trackers) or "none",
@@ -465,6 +485,7 @@ class Job:
         }
         prompt = {"user": self.asking.prompt} if self.settings.annotator == "blip" else self.asking.asking.said()
         lines = ["# What the model was asked in training.", *toml_files.lines(prompt)]
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, which says nothing
         (folder / "cutline.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (folder / "prompt.toml").write_text("\n".join(lines) + "\n", "utf-8")
 

@@ -231,7 +231,13 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [name for name in {**flat_old, **flat_new} if flat_old.get(name) != flat_new.get(name)]
     if names == ["data"]:
         return "the pictures or their words, which have changed"
-    shown = [f"{name}={flat_old.get(name)} there, {flat_new.get(name)} here" for name in names if name != "data"]
+    shown = [
+        f"another {name}"
+        if isinstance(flat_new.get(name), dict)
+        else f"{name}={flat_old.get(name)} there, {flat_new.get(name)} here"
+        for name in names
+        if name != "data"
+    ]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
