@@ -20,6 +20,7 @@ from cutline import options, registry
 from cutline.dataset import Dataset
 from cutline.options import CutlineError, OptionError
 from cutline.training import examples as learning
+from cutline.training.captioner import Captioner
 from cutline.training.examples import FILLER
 from cutline.training.runs import Run
 from trainings import FAMILIES, Training, captioner, equal, make_scenes, weights
@@ -133,6 +134,18 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     assert (whole / "metrics.jsonl").read_text() == (killed_run / "metrics.jsonl").read_text()
     before = json.loads((killed_run / "evaluation.json").read_text())
     assert before == json.loads((whole / "evaluation.json").read_text())
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_model_whose_files_have_older_names_go_on_too(
+    scene_dataset: Dataset, scene_models: Callable[[str], Path]
+) -> None:
+    given: dict[str, Any] = {"annotator": "image_text", "user": "say", "method": "full", "max_tokens": 40}
+    given |= {"model": str(scene_models("qwen2_vl")), "max_steps": 4, "save_every_n_steps": 2, "samples": 0}
+    settings = options.fill(Captioner, {**given, "measured": 1, "learning_rate": 1e-3, "device": "cpu"})
+    whole = whole_run(settings, scene_dataset, "whole")
+    assert Training(_named(settings, "killed"), scene_dataset.root).stop_at(3, signal.SIGKILL) == -signal.SIGKILL
+    assert equal(weights(whole), weights(whole_run(settings, scene_dataset, "killed")))
 
 
 @pytest.mark.slow
