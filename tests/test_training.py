@@ -20,6 +20,7 @@ from cutline import options, registry
 from cutline.dataset import Dataset
 from cutline.options import CutlineError, OptionError
 from cutline.training import examples as learning
+from cutline.training.captioner import Captioner
 from cutline.training.examples import FILLER
 from cutline.training.runs import Run
 from running import cutline
@@ -148,6 +149,18 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     noted = json.loads((killed_run / "captions-after.json").read_text())
     assert noted
     assert {key: texts[key] for key in noted} == noted
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_model_whose_files_have_older_names_go_on_too(
+    scene_dataset: Dataset, scene_models: Callable[[str], Path]
+) -> None:
+    given: dict[str, Any] = {"annotator": "image_text", "user": "say", "method": "full", "max_tokens": 40}
+    given |= {"model": str(scene_models("qwen2_vl")), "max_steps": 4, "save_every_n_steps": 2, "samples": 0}
+    settings = options.fill(Captioner, {**given, "measured": 1, "learning_rate": 1e-3, "device": "cpu"})
+    whole = whole_run(settings, scene_dataset, "whole")
+    assert Training(_named(settings, "killed"), scene_dataset.root).stop_at(3, signal.SIGKILL) == -signal.SIGKILL
+    assert equal(weights(whole), weights(whole_run(settings, scene_dataset, "killed")))
 
 
 @pytest.mark.slow

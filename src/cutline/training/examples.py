@@ -6,6 +6,7 @@ a run was stopped. So a run that goes on learns what it would have learnt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -88,13 +89,19 @@ class Examples:
         """Some of them."""
         return Examples(self.table.take(pa.array(places, pa.int64())).combine_chunks(), self.recipe, self.seed)
 
-    def fingerprint(self) -> str:
-        """xxh3 of keys, contents and texts: equal for equal pictures with equal words."""
+    def fingerprint(self, reads: Sequence[str] = ()) -> str:
+        """xxh3 of keys, contents and texts, and of the layers that the prompt reads: equal for equal words.
+
+        Of a recipe that leaves anything to chance the layers count too: its texts are others in each epoch.
+        """
         total = xxhash.xxh3_64()
         contents = self.table["content"].to_pylist()
         for key, content, text in zip(self.keys.to_pylist(), contents, self.still, strict=True):
             for piece in (key, content or "", text):
                 total.update(piece.encode() + b"\0")
+        for name in sorted({*reads, *(self.recipe.layers if self.recipe.random else ())} - {"pictures"}):
+            for row in self.table[name].to_pylist():
+                total.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\0")
         return total.hexdigest()
 
     def order(self, epoch: int, *, step: int, batch: int) -> Places:

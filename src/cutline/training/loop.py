@@ -496,7 +496,13 @@ class Job:
             yield
             return
 
+        own = os.getpid()
+
         def stop(number: int, frame: Any) -> None:
+            if os.getpid() != own:  # one that opens pictures: a terminal tells it too, but it goes on until it is ended
+                if number == signal.SIGTERM:
+                    os._exit(128 + number)
+                return
             if self.stop.is_set():
                 if number == signal.SIGINT:
                     raise KeyboardInterrupt
@@ -583,7 +589,7 @@ def _identity(settings: Captioner, recipe: Recipe, asking: Any, examples: Exampl
         "options": chosen,
         "recipe": recipe.settings(),
         "asked": {name: asked[name] for name in names if name in asked},
-        "data": examples.fingerprint(),
+        "data": examples.fingerprint(asking.reads),
         "processes": processes,
     }
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # as it is read back

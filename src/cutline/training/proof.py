@@ -23,6 +23,7 @@ from cutline.sheet import Entry, contact_sheet
 from cutline.training.captioner import Report
 from cutline.training.examples import Examples
 from cutline.training.optimizing import averaged
+from cutline.training.trainer import load_whole
 
 if TYPE_CHECKING:
     from cutline.training.loop import Job
@@ -148,8 +149,5 @@ class Proof:
         model = job.family.session.model
         if job.settings.method == "lora":
             peft.set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-            return
-        weights = {
-            name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()
-        }
-        model.load_state_dict(weights, strict=False)  # weights that are tied are stored once
+        else:
+            load_whole(model, folder)

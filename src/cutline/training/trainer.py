@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +128,12 @@ class CaptionTrainer(transformers.Trainer):
         self.job.run.note(told)
         self.job.tell({"event": "metrics", **told})
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.job.settings.method == "full" and not self.is_fsdp_enabled:
+            load_whole(self.job.family.session.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.job.run.staging)
 
@@ -142,6 +149,16 @@ class CaptionTrainer(transformers.Trainer):
                 self.save_model(str(staging / "model"), _internal_call=True)
         self.job.state.wait_for_everyone()
         self.job.save(self, staging / f"checkpoint-{self.state.global_step}")
+
+
+def load_whole(model: Any, folder: Path) -> None:
+    """Give a model all the weights that were saved in a folder.
+
+    Their names there may be others than the model's own (those of older files, which transformers keeps to), so that
+    it is transformers that reads them: the Trainer would pass over what it does not know by name.
+    """
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
 
 
 class Cadence(transformers.TrainerCallback):
