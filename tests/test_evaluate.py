@@ -125,7 +125,7 @@ def test_nothing_in_common_is_no_zero(photos: Dataset) -> None:
         evaluate(photos, "captions/elsewhere", TRUE)
     with pytest.raises(CutlineError, match="captions/elsewhere has no caption for any"):
         evaluate(photos, NEW, TRUE, baseline="captions/elsewhere")
-    with pytest.raises(CutlineError, match="none of the 2 pictures that were asked for has a caption in captions/true"):
+    with pytest.raises(CutlineError, match="none of the 2 pictures that were held out has a caption in captions/true"):
         evaluate(photos, NEW, TRUE, keys={"d", "e"})
     with pytest.raises(CutlineError, match="no picture was asked for"):
         evaluate(photos, NEW, TRUE, where="width > 1000")

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from cutline.demo.captioner import new_captioner
-from cutline.demo.scenes import WORDS
+from cutline.demo.scenes import OTHER_NAMES
+from cutline.demo.scenes import WORDS as ALL_WORDS
+
+WORDS = tuple(word for word in ALL_WORDS if word not in OTHER_NAMES.values())
 
 
 def save_blip(folder: Path, *, seed: int = 0, end: float = 0.0) -> Path:

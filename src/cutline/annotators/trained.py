@@ -77,7 +77,7 @@ def read(folder: Path) -> Trained | None:
 def read_adapter(folder: Path) -> dict[str, Any]:
     """What a PEFT adapter says of itself. Raises CutlineError, naming the adapters that there are, if it is none."""
     path = folder / ADAPTER
-    if not folder.exists():
+    if not folder.exists() and not _adapters_near(folder):
         raise CutlineError(
             f"there is no folder {folder}. Runs lie in DATASET/.cutline/runs; an adapter on the hub comes here by: "
             f"hf download {folder} --local-dir FOLDER"

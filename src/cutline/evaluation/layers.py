@@ -135,8 +135,8 @@ def evaluate(
                 if caption := next(iter(_texts(columns[name][number])), ""):
                     said[name][key] = caption
     if not references:
-        asked = f"none of the {without:,} pictures that were asked for" if without else "no picture was asked for that"
-        asked = asked.replace("asked for", "held out") if keys is not None else asked
+        chosen = "asked for" if keys is None else "held out"
+        asked = f"none of the {without:,} pictures that were {chosen}" if without else f"no picture was {chosen} that"
         raise CutlineError(
             f"{asked} has a caption in {against} to be held against. See what there is: cutline status {dataset.root}"
         )

@@ -58,7 +58,9 @@ class Captioner(Optimising):
     called: ClassVar[str] = "captioner"
 
     annotator: Literal["blip", "florence2", "image_text"] = option(help="which annotator captions with it")
-    model: str | None = option(None, "hub name or local folder of what is taught; by default the annotator's own")
+    model: str | None = option(
+        None, "hub name or local folder of what is taught; by default the annotator's own", files=True
+    )
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
 
     recipe: str = option(

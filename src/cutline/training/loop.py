@@ -64,6 +64,8 @@ def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry
     state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.accelerator.is_available())
     first = state.is_main_process
     tell = events if first else _silent
+    if dry_run and state.num_processes > 1:
+        raise CutlineError("a dry run is for one process: leave accelerate launch or torchrun out")
     _refuse_setup(settings, state)
     recipe = settings.find_recipe(dataset)
     asking = _asking(settings, dataset, state)
@@ -242,8 +244,6 @@ class Job:
             with whole_file(path) as handle:
                 pq.write_table(table, handle, compression="zstd")
         self.state.wait_for_everyone()
-        if not path.exists():  # a dry run of several processes
-            raise CutlineError("a dry run is for one process: leave accelerate launch or torchrun out")
         return pq.read_table(path)
 
     def _refuse_unreadable(self, more: list[str]) -> None:

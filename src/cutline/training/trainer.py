@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ class CaptionTrainer(transformers.Trainer):
             total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
         held_out_loss = float(total[0] / total[1].clamp(min=1))
         best = self.state.best_metric
-        if self.state.global_step and (best is None or held_out_loss < best):
+        if self.state.global_step and (best is None or math.isnan(best) or held_out_loss < best):
             self.state.best_metric, self.state.best_global_step = held_out_loss, self.state.global_step
         self.log({"held_out_loss": held_out_loss})
         return {"eval_loss": held_out_loss}
