@@ -59,8 +59,11 @@ ROOM = 16
 def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     """See `Captioner.train`."""
     _quieten()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until there is something to save first
+    with _as_ctrl_c(signal.SIGTERM):  # until there is something to save first
+        return _train(settings, dataset, preset, where, dry_run, events)
+
+
+def _train(settings: Captioner, dataset: Dataset, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     state = accelerate.PartialState(cpu=settings.device == "cpu" or not torch.accelerator.is_available())
     first = state.is_main_process
     tell = events if first else _silent
@@ -392,7 +395,6 @@ class Job:
                 dataloader_pin_memory=self.state.device.type == "cuda",
                 logging_strategy="steps",
                 logging_steps=settings.log_every_n_steps,
-                logging_first_step=True,
                 logging_nan_inf_filter=False,
                 save_strategy="no",  # `Cadence` says when
                 report_to=list(settings.trackers) or "none",
@@ -615,6 +617,19 @@ def _layers(model: Any) -> str:
     kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding)
     ends = Counter(name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, kinds))
     return "Layers that can: " + ", ".join(f"{name} ({count})" for name, count in ends.most_common(20))
+
+
+@contextmanager
+def _as_ctrl_c(number: signal.Signals) -> Iterator[None]:
+    """Within, a signal interrupts as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _silent(event: Any) -> None:
