@@ -202,7 +202,7 @@ class Captioner(Optimising):
     def _check_modules(self) -> None:
         """Tell a list of names from a regular expression: `target_modules` becomes a tuple or stays a text."""
         given = self.target_modules
-        if isinstance(given, str):
+        if given and isinstance(given, str):
             names = tuple(name.strip() for name in given.split(",") if name.strip())
             if all(re.fullmatch(r"[\w.]+", name) for name in names):
                 object.__setattr__(self, "target_modules", names)
