@@ -81,11 +81,9 @@ def fill(plugin: type[T], values: Mapping[str, Any], *, name: str = "") -> T:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
             made[key] = adapter.validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Value error, ") + _meant(value, hint)
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".") + "." + _meant(value, hint)
             help_text = fields[key].metadata.get("help", "")
-            raise OptionError(
-                f"{name}: option {key}={value!r} does not fit: {problem.rstrip('.')}. {key}: {help_text}"
-            ) from None
+            raise OptionError(f"{name}: option {key}={value!r} does not fit: {problem} {key}: {help_text}") from None
         texts = made[key] if isinstance(made[key], (list, tuple)) else [made[key]]
         if any(isinstance(text, str) and text.encode("utf-8", "ignore").decode() != text for text in texts):
             raise OptionError(f"{name}: option {key}={value!r} is no UTF-8 text; write it in a terminal set to UTF-8")
@@ -109,7 +107,7 @@ def _meant(value: Any, hint: Any) -> str:
     known = [text for part in (hint, *typing.get_args(hint)) for text in typing.get_args(part) if isinstance(text, str)]
     plain = {re.sub(r"[\W_]", "", text).lower(): text for text in known}
     near = difflib.get_close_matches(re.sub(r"[\W_]", "", str(value)).lower(), plain, n=1)
-    return f". Did you mean {plain[near[0]]}?" if near else ""
+    return f" Did you mean {plain[near[0]]}?" if near else ""
 
 
 def called(plugin: type) -> str:

@@ -465,7 +465,9 @@ def default_recipe(layer_names: Iterable[str]) -> Recipe:
 def _only(layer_names: Iterable[str], kind: str) -> tuple[tuple[str, ...], bool]:
     """All layers of a kind, people's first, and whether their order is anyone's guess."""
     human = f"{kind}/human"
-    layers = sorted(name for name in layer_names if name.startswith(f"{kind}/"))
+    # After people's come the words that lay beside the pictures; those of models may have been made by learning them.
+    found = (name for name in layer_names if name.startswith(f"{kind}/"))
+    layers = sorted(found, key=lambda name: (name != f"{kind}/sidecar", name))
     others = [name for name in layers if name != human]
     return (*(name for name in layers if name == human), *others), len(others) > 1
 
