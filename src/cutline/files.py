@@ -38,7 +38,7 @@ def whole_file(path: Path, mode: str = "wb", *, durable: bool = True) -> Iterato
                 os.fsync(handle.fileno())
         os.replace(hidden, path)
         if durable:
-            sync_folder(path.parent)
+            sync(path.parent)
     except OSError as error:
         if error.errno in _REFUSALS:
             raise storage_error(path, error) from error
@@ -48,9 +48,9 @@ def whole_file(path: Path, mode: str = "wb", *, durable: bool = True) -> Iterato
             hidden.unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the renames in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cutline import __version__, schemas
-from cutline.files import storage_error, sync_folder, whole_file
+from cutline.files import storage_error, sync, whole_file
 from cutline.options import CutlineError, canonical, digest
 
 FLUSH_ROWS = 50_000
@@ -300,7 +300,7 @@ def publish_file(folder: Path, write: Any) -> Path:
             os.fsync(handle.fileno())
         path = folder / _next_name(folder)
         os.rename(hidden, path)
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:

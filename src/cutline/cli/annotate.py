@@ -17,6 +17,7 @@ from cutline.cli.common import (
     Options,
     counted,
     print_json,
+    progress_bar,
     say,
     unreadable_query,
 )
@@ -169,18 +170,7 @@ class _events:
             return print_json
         if not sys.stderr.isatty():
             return self._warn
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[counts]}"),
-            console=Console(stderr=True),
-        )
+        self.bar = progress_bar("counts")
         self.bar.start()
         self.task = self.bar.add_task("loading", total=None, rate="", counts="")
         return self._show

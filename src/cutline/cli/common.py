@@ -52,6 +52,22 @@ def _json(value: Any) -> Iterator[str]:
         yield json.dumps(value, ensure_ascii=False, default=str)
 
 
+def progress_bar(*fields: str) -> Any:
+    """A bar on standard error: what is done, of how many, `rate`, the time that is left, and these fields."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
+        console=Console(stderr=True),
+    )
+
+
 def counted(counts: Mapping[str, int]) -> str:
     """`{"empty": 1, "truncated": 2}` as `1 empty, 2 truncated`."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cutline.cli.common import DONE_IN_PART, INTERRUPTED, DatasetPath, Options, counted, print_json, say, visible
+from cutline.cli.common import (
+    DONE_IN_PART,
+    INTERRUPTED,
+    DatasetPath,
+    Options,
+    counted,
+    print_json,
+    progress_bar,
+    say,
+    visible,
+)
 
 
 def run(
@@ -144,18 +154,7 @@ class _Shown:
         if event["step"]:
             self._line(f"going on from step {event['step']:,}")
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
+            self.bar = progress_bar("note")
             self.bar.start()
             self.task = self.bar.add_task(
                 "training", total=event["steps"], completed=event["step"], rate="", note="measuring what it says now"

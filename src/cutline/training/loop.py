@@ -20,8 +20,8 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ ROOM = 16
 def train(settings: Captioner, dataset: Dataset, *, preset: str, where: str, dry_run: bool, events: Events) -> Report:
     """See `Captioner.train`."""
     _quieten()
-    with _as_ctrl_c(signal.SIGTERM):  # until there is something to save first
+    with _handling(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C, until there is something to save first
         return _train(settings, dataset, preset, where, dry_run, events)
 
 
@@ -208,8 +208,7 @@ class Job:
         self.samples = learning.spread(range(len(shown_keys)), shown_keys, self.settings.samples)
         settings, world = self.settings, self.state.num_processes
         self.step_size = settings.batch_size * settings.gradient_accumulation_steps * world
-        order = self.learnt.order(0, step=self.step_size, batch=settings.batch_size * world)
-        batches = -(-len(order) // (settings.batch_size * world))
+        batches = -(-len(self.learnt) // (settings.batch_size * world))
         self.epoch_steps = -(-batches // settings.gradient_accumulation_steps)
         self.steps = settings.max_steps or settings.epochs * self.epoch_steps
         self.spare = self._find_spare()
@@ -491,13 +490,8 @@ class Job:
         (folder / "cutline.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (folder / "prompt.toml").write_text("\n".join(lines) + "\n", "utf-8")
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> AbstractContextManager[None]:
         """Ctrl-C, and the wish of a machine to stop, save first; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
         own = os.getpid()
 
         def stop(number: int, frame: Any) -> None:
@@ -512,12 +506,7 @@ class Job:
             self.stop.set()
             self.tell({"event": "stopping"})
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return _handling(stop, signal.SIGINT, signal.SIGTERM)
 
 
 _SIDES = ("train", "held_out")
@@ -620,16 +609,17 @@ def _layers(model: Any) -> str:
 
 
 @contextmanager
-def _as_ctrl_c(number: signal.Signals) -> Iterator[None]:
-    """Within, a signal interrupts as Ctrl-C does."""
+def _handling(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Within, these signals call that; outside of the main thread, where nobody may say so, all is as it was."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, signal.default_int_handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _silent(event: Any) -> None:

@@ -97,9 +97,8 @@ class Proof:
         if job.state.is_main_process and job.run.read("captions-before.json") is None:
             with self.aside():
                 said = self.captions(job.held_out, job.measured)
-                shown = said if len(job.held_out) else self.captions(job.learnt, job.samples)
-                missing = [place for place in job.samples if job.shown.keys[place].as_py() not in shown]
-                shown = {**shown, **self.captions(job.shown, missing)}
+                missing = [place for place in job.samples if job.shown.keys[place].as_py() not in said]
+                shown = {**said, **self.captions(job.shown, missing)}
             self.sheet(shown, 0)
             job.run.write("captions-before.json", said)
         job.state.wait_for_everyone()

@@ -26,7 +26,7 @@ from typing import Any
 
 from cutline import options
 from cutline.dataset import Dataset
-from cutline.files import storage_error, sync_folder, whole_file
+from cutline.files import storage_error, sync, whole_file
 from cutline.options import CutlineError, OptionError
 
 _NEEDED = ("trainer_state.json", "scheduler.pt", "rng_state*", "*.safetensors")
@@ -147,7 +147,7 @@ class Run:
                 (folder / "training_args.bin").unlink()  # a pickle, which nobody reads
         for file in sorted(staged.parent.rglob("*")):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if not model.exists():
             model.mkdir()
             for file in sorted(staged.iterdir()):
@@ -158,9 +158,9 @@ class Run:
             target.parent.mkdir(exist_ok=True)
             if target.exists():  # of a run that was stopped at this step and went on from an earlier one
                 _remove(target)
-            sync_folder(source)
+            sync(source)
             source.rename(target)
-            sync_folder(target.parent)
+            sync(target.parent)
         self._link_models(step, best)
         self._rotate(keep)
 
@@ -217,14 +217,6 @@ class Run:
             handle.write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
-def read_run(path: Path) -> Run:
-    """The run in a folder. Raises CutlineError where there is none."""
-    run = Run(Path(path).expanduser())
-    if run.said() is None:
-        raise CutlineError(f"{path} is no run: there is no run.json in it. Runs lie in DATASET/.cutline/runs")
-    return run
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What differs between two identities, in words."""
     flat_old, flat_new = _flat(old), _flat(new)
@@ -253,7 +245,7 @@ def _point(link: Path, target: str) -> None:
         new.unlink()
     new.symlink_to(target)
     new.replace(link)
-    sync_folder(link.parent)
+    sync(link.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -270,12 +262,4 @@ def _link(file: Path, other: Path) -> None:
         os.link(file, other)
     except OSError:
         shutil.copy2(file, other)
-        _sync(other)
-
-
-def _sync(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(other)
